@@ -1,0 +1,1 @@
+"""Fits and checks: measured kernels to calibration files, predictions against published numbers."""

@@ -1,0 +1,1 @@
+"""Prices: pure functions from ops to seconds, bytes and dollars."""

@@ -1,0 +1,1 @@
+"""Families of techniques, one file each; found by listing this folder."""

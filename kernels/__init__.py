@@ -1,0 +1,1 @@
+"""Measures: Triton kernels and torch probes; the only folder that imports torch or triton."""

@@ -1,0 +1,1 @@
+"""Chooses: enumerates legal layouts, solves inside them, explains and emits the winner."""

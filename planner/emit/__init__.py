@@ -1,0 +1,1 @@
+"""One file per program that reads what a plan emits."""

@@ -1,0 +1,1 @@
+"""States: models, hardware, plans and workloads as frozen data, read from TOML."""

@@ -1,0 +1,1 @@
+"""Plays: discrete-event simulation of steps and requests in time."""
