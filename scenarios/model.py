@@ -7,6 +7,15 @@ from typing import Literal
 
 from .errors import BadInput
 
+_LIMITS = {
+    "n_layers": (1, 10_000), "hidden": (1, 10**6), "n_heads": (1, 10**5), "n_kv_heads": (1, 10**5), "head_dim": (1, 10**5),
+    "ffn_hidden": (0, 10**7), "vocab": (1, 10**8), "max_seq_tokens": (1, 10**9), "window_tokens": (0, 10**9),
+    "full_attention_every": (0, 10_000), "norms_per_layer": (0, 16), "n_experts": (0, 10**5), "top_k": (0, 10**5),
+    "moe_ffn_hidden": (0, 10**7), "n_shared_experts": (0, 10**4), "shared_ffn_hidden": (0, 10**7), "n_dense_layers": (0, 10_000),
+    "moe_every": (1, 10_000), "n_expert_groups": (0, 10**5), "top_k_groups": (0, 10**5), "q_lora_rank": (0, 10**6),
+    "kv_lora_rank": (0, 10**6), "rope_head_dim": (0, 10**5), "v_head_dim": (0, 10**5), "n_mtp_layers": (0, 100),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
@@ -15,7 +24,8 @@ class ModelSpec:
     ``n_experts = 0`` is dense. MLA is on when ``kv_lora_rank > 0``; then ``head_dim`` is the query-key dim of the
     non-rope part. Layers ``0 .. n_dense_layers-1`` of an MoE model use the dense FFN, and of the rest every
     ``moe_every``-th is MoE. ``window_tokens > 0``: every layer but each ``full_attention_every``-th sees only that window
-    (``full_attention_every = 0``: no layer is full). Raises BadInput when the numbers cannot be a model.
+    (``full_attention_every = 0``: no layer is full). ``norms_per_layer`` counts norms over ``hidden``.
+    ``published_params`` leave out multi-token-prediction layers. Raises BadInput when the numbers cannot be a model.
     """
 
     name: str
@@ -31,6 +41,7 @@ class ModelSpec:
     tied_embeddings: bool = False
     position: Literal["rope", "learned", "alibi", "none"] = "rope"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norms_per_layer: int = 2
     linear_bias: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -57,18 +68,28 @@ class ModelSpec:
     published_active_params: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("n_layers", "hidden", "n_heads", "n_kv_heads", "head_dim", "vocab", "max_seq_tokens"):
-            if getattr(self, field) < 1:
-                raise BadInput(f"{field}={getattr(self, field)} of {self.name} must be at least 1")
+        for field, (low, high) in _LIMITS.items():
+            if not low <= getattr(self, field) <= high:
+                raise BadInput(f"{field}={getattr(self, field)} of {self.name} must be between {low} and {high:,}")
         if self.n_heads % self.n_kv_heads:
-            raise BadInput(f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads} of {self.name}")
+            legal = ", ".join(str(n) for n in range(1, min(self.n_heads, 1024) + 1) if self.n_heads % n == 0)
+            raise BadInput(f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads} of {self.name}; legal: {legal}")
+        if self.n_dense_layers > self.n_layers:
+            raise BadInput(f"n_dense_layers={self.n_dense_layers} of {self.name} exceeds n_layers={self.n_layers}")
         if self.n_experts and not (1 <= self.top_k <= self.n_experts and self.moe_ffn_hidden >= 1):
             raise BadInput(
                 f"top_k={self.top_k}, moe_ffn_hidden={self.moe_ffn_hidden} of {self.name}: an MoE model with "
                 f"n_experts={self.n_experts} needs 1 <= top_k <= n_experts and moe_ffn_hidden >= 1"
             )
+        if self.n_expert_groups and (self.n_experts % self.n_expert_groups or not 1 <= self.top_k_groups <= self.n_expert_groups):
+            raise BadInput(
+                f"n_expert_groups={self.n_expert_groups}, top_k_groups={self.top_k_groups} of {self.name}: the groups must divide "
+                f"n_experts={self.n_experts}, and 1 <= top_k_groups <= n_expert_groups"
+            )
         if self.ffn_hidden < 1 and self.n_moe_layers < self.n_layers:
             raise BadInput(f"ffn_hidden={self.ffn_hidden} of {self.name} must be at least 1: it has dense layers")
+        if self.is_mla and not (self.rope_head_dim and self.v_head_dim):
+            raise BadInput(f"kv_lora_rank={self.kv_lora_rank} of {self.name} means MLA: rope_head_dim and v_head_dim must be at least 1")
 
     @property
     def is_mla(self) -> bool:
@@ -87,7 +108,7 @@ class ModelSpec:
     @property
     def n_moe_layers(self) -> int:
         """How many layers are MoE."""
-        return max(0, self.n_layers - self.n_dense_layers) // max(1, self.moe_every) if self.n_experts else 0
+        return (self.n_layers - self.n_dense_layers) // self.moe_every if self.n_experts else 0
 
     @property
     def n_full_attention_layers(self) -> int:
@@ -100,3 +121,11 @@ class ModelSpec:
     def shared_hidden(self) -> int:
         """FFN width of all shared experts together (0: none)."""
         return self.n_shared_experts * (self.shared_ffn_hidden or self.moe_ffn_hidden)
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether layer ``layer`` (from 0) is MoE: past the dense ones, the last of each run of ``moe_every``."""
+        return self.n_experts > 0 and layer >= self.n_dense_layers and (layer - self.n_dense_layers + 1) % self.moe_every == 0
+
+    def is_full_attention_layer(self, layer: int) -> bool:
+        """Whether layer ``layer`` (from 0) attends to the whole context: the last of each run of ``full_attention_every``."""
+        return not self.window_tokens or (self.full_attention_every > 0 and (layer + 1) % self.full_attention_every == 0)

@@ -39,12 +39,12 @@ UNITS: dict[str, dict[str, float]] = {
 }
 """Suffix of a field -> the units its data file may use. Longest suffixes first: the first match wins."""
 
-_QUANTITY = re.compile(r"^\s*([-+]?[0-9][0-9_]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?)\s*(\S*)\s*$")
+_QUANTITY = re.compile(r"\s*([-+]?[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*(\S*)\s*", re.ASCII)
 
 
 def suffix_of(field: str) -> str:
-    """The unit suffix of a field name, or '' for a plain number: ``hbm_bytes`` -> ``_bytes``."""
-    return next((s for s in UNITS if field.endswith(s)), "")
+    """The unit suffix of a field name, or '' for a plain number: ``hbm_bytes`` -> ``_bytes``, ``bytes_per_s`` -> ``_bytes_per_s``."""
+    return next((s for s in UNITS if f"_{field}".endswith(s)), "")
 
 
 def parse_quantity(text: str, suffix: str) -> float:
@@ -52,11 +52,11 @@ def parse_quantity(text: str, suffix: str) -> float:
 
     Raises BadInput if the number is malformed, not finite, negative, or the unit does not fit the suffix.
     """
-    match = _QUANTITY.match(text)
+    match = _QUANTITY.fullmatch(text)
     legal = UNITS[suffix]
     if match is None or match.group(2) not in legal:
         some = ", ".join(list(legal)[:8])
-        raise BadInput(f"{text!r} is not a number with a unit of {suffix.lstrip('_')}; legal units: {some}")
+        raise BadInput(f"{text[:80]!r} is not a number with a unit of {suffix.lstrip('_')}; legal units: {some}")
     value = float(match.group(1)) * legal[match.group(2)]
     if not math.isfinite(value) or value < 0:
         raise BadInput(f"{text!r} must be finite and not negative")
