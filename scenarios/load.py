@@ -48,7 +48,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """Build a dataclass from a table; quantities parse by field suffix; errors name ``where`` and the key."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints, keys = _shape(cls)
+    hints, keys = _shape(typing.cast(Any, cls))
     values: dict[str, Any] = {}
     for key, raw in data.items():
         if key not in keys:
