@@ -1,0 +1,128 @@
+"""Seconds of collectives on a cluster: bytes on the wire over achieved link bandwidth, two-level when a group spans nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..scenarios.calibration import Calibration
+from ..scenarios.hardware import Accelerator, Cluster, Link
+from .arrays import Array, Reals, as_floats
+
+WIRE = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0}
+"""Bytes each rank sends per byte of message, times ``(n−1)/n``: the bus-bandwidth convention of nccl-tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Prices collectives over a cluster's links. ``n_bytes`` is the message as nccl-tests counts it (gathered or per-rank buffer).
+
+    A group of ``n_ranks`` whose members sit ``stride`` apart in global rank order has ``r = gpus_per_node/stride`` members in a node;
+    NICs are shared by the node's GPUs, so a GPU's way out is ``nics_per_node·link/gpus_per_node`` and a group that holds ``r``
+    GPUs of a node owns ``r`` such shares. All arguments broadcast; groups of one rank cost nothing.
+    """
+
+    cluster: Cluster
+    gpu: Accelerator
+    intra: Link
+    inter: Link
+    calibration: Calibration
+
+    def all_reduce_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
+        """``2·(n−1)/n·bytes`` per rank inside a node; across nodes: reduce-scatter inside, all-reduce across, all-gather inside."""
+        return self._collective_s("all_reduce", n_bytes, n_ranks, stride)
+
+    def all_gather_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
+        """``(n−1)/n·bytes`` received per rank, ``n_bytes`` being the gathered result."""
+        return self._collective_s("all_gather", n_bytes, n_ranks, stride)
+
+    def reduce_scatter_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
+        """``(n−1)/n·bytes`` sent per rank, ``n_bytes`` being the full input."""
+        return self._collective_s("reduce_scatter", n_bytes, n_ranks, stride)
+
+    def all_to_all_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
+        """``(n−1)/n·bytes`` per rank; across nodes ``(n−r)/n`` of it leaves through the rank's share of the NICs."""
+        return self._collective_s("all_to_all", n_bytes, n_ranks, stride)
+
+    def p2p_s(self, n_bytes: Reals, stride: Reals = 1) -> Array:
+        """One message to the rank ``stride`` away: over the node's links if it is nearer than a node's width, else over its NIC share."""
+        size, step = np.broadcast_arrays(*as_floats(n_bytes, stride))
+        inside = step < self.cluster.gpus_per_node
+        near = self._level_s("p2p", size, np.full(size.shape, 2.0))
+        far = self._cross_s("p2p", size, np.full(size.shape, 2.0), self._nic_share())
+        return np.where(size > 0, np.where(inside, near, far), 0.0)
+
+    def floor_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
+        """Seconds no algorithm can beat: bytes each rank must send over its link, and each node's bytes over its NICs."""
+        size, n, step = np.broadcast_arrays(*as_floats(n_bytes, n_ranks, stride))
+        r, nodes = self._shape(n, step)
+        wire = WIRE[op] * size
+        near = np.where(r > 1, wire * (r - 1) / r / self.intra.bytes_per_s, 0.0)
+        out = wire * (n - r) / n if op == "all_to_all" else wire * (nodes - 1) / nodes / r
+        return np.maximum(near, np.where(nodes > 1, out / self._nic_share(), 0.0)) * (n > 1)
+
+    def _collective_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals) -> Array:
+        size, n, step = np.broadcast_arrays(*as_floats(n_bytes, n_ranks, stride))
+        r, nodes = self._shape(n, step)
+        if not np.any(nodes > 1):
+            price = self._level_s(op, size, n)
+        elif op == "all_to_all":
+            price = np.where(nodes > 1, self._level_s(op, size * r / n, r) + self._cross_s(op, size * (n - r) / n, n, self._nic_share()), self._level_s(op, size, n))
+        else:
+            across = self._cross_s(op, WIRE[op] * size / r * (nodes - 1) / nodes, nodes, self._nic_share())
+            price = np.where(nodes > 1, self._level_s(op, size, r) + across, self._level_s(op, size, n))
+        price = np.maximum(price, self.floor_s(op, size, n, step))
+        return np.where((n > 1) & (size > 0), price, 0.0)
+
+    def _shape(self, n: Array, stride: Array) -> tuple[Array, Array]:
+        """Members per node ``r`` and number of nodes of each group."""
+        r = np.maximum(np.minimum(n, np.floor(self.cluster.gpus_per_node / np.maximum(stride, 1))), 1)
+        return r, np.ceil(n / r)
+
+    def _nic_share(self) -> float:
+        return min(self.cluster.nics_per_node * self.inter.bytes_per_s / self.cluster.gpus_per_node, self.intra.bytes_per_s)
+
+    def _level_s(self, op: str, size: Array, n: Array) -> Array:
+        """Inside a node: time read off the measured bus-bandwidth fractions, efficiency held above the largest size, time below the smallest."""
+        ranks, log_size, log_frac = self._table(op)
+        wire = WIRE.get(op, 1.0) * np.where(n > 1, (n - 1) / np.maximum(n, 1), 0.0) if op != "p2p" else np.ones_like(n)
+        at = np.clip(np.log2(np.maximum(size, 1)), log_size[0], log_size[-1])
+        used = np.maximum(size, 2.0 ** log_size[0])
+        frac = _bilinear(ranks, log_size, log_frac, np.log2(np.maximum(n, 1)), at)
+        out: Array = np.where(wire > 0, wire * used / (self.intra.bytes_per_s * np.exp2(frac)), 0.0)
+        return out
+
+    def _table(self, op: str) -> tuple[Array, Array, Array]:
+        c = self.calibration.fit(f"collective.{op}").coefficients
+        return _unpack(tuple(sorted(c.items())))
+
+    def _cross_s(self, op: str, sent: Array, n: Array, share: float) -> Array:
+        """Across nodes: ``latency·log2(n) + bytes / (NIC share · achieved fraction)``."""
+        c = self.calibration.fit(f"internode.{op}", "internode.all_reduce").coefficients
+        hops = np.log2(np.maximum(n, 2))
+        out: Array = c["latency_s"] * hops + sent / (share * c["link_frac"])
+        return out
+
+
+def _unpack(items: tuple[tuple[str, float], ...]) -> tuple[Array, Array, Array]:
+    """Coefficients ``n2_20 = 0.61`` (ranks, log2 bytes -> bus-bandwidth fraction) as axes and log2 values."""
+    table: Mapping[tuple[int, int], float] = {tuple(map(int, k[1:].split("_"))): v for k, v in items}  # type: ignore[misc]
+    ranks = sorted({r for r, _ in table})
+    sizes = sorted({s for _, s in table})
+    values = np.log2(np.array([[table[r, s] for s in sizes] for r in ranks]))
+    return np.log2(np.array(ranks, float)), np.array(sizes, float), values
+
+
+def _bilinear(x: Array, y: Array, table: Array, at_x: Array, at_y: Array) -> Array:
+    """Table value at each point, linear between nodes, held beyond the edges."""
+    i = np.clip(np.searchsorted(x, at_x, side="right") - 1, 0, max(len(x) - 2, 0))
+    j = np.clip(np.searchsorted(y, at_y, side="right") - 1, 0, len(y) - 2)
+    v = np.clip((at_y - y[j]) / (y[j + 1] - y[j]), 0, 1)
+    low = table[i, j] * (1 - v) + table[i, j + 1] * v
+    if len(x) == 1:
+        return np.asarray(low)
+    u = np.clip((at_x - x[i]) / (x[i + 1] - x[i]), 0, 1)
+    high = table[i + 1, j] * (1 - v) + table[i + 1, j + 1] * v
+    return np.asarray(low * (1 - u) + high * u)

@@ -1,0 +1,53 @@
+"""The price of a matrix product: a physical floor over an efficiency that falls with partial tiles, waves and short k."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..scenarios.hardware import Accelerator
+from .arrays import Array, Reals, as_floats, soft_max
+
+WEIGHT_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "tf32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
+"""Bytes of one stored weight element; nvfp4 is 4 bits and one 8-bit scale per 16 elements."""
+
+
+def weight_bytes(dtype: str) -> float:
+    """Bytes of one weight element of this format; formats of 4 bits count their block scales."""
+    return WEIGHT_BYTES.get(dtype, 0.5625 if "4" in dtype else 2.0)
+
+
+def gemm_bytes(m: Reals, n: Reals, k: Reals, dtype: str) -> Array:
+    """Bytes a product must move: ``a·m·k + w·n·k + a·m·n`` with activations of ``a`` bytes (bf16 unless fp32) and weights of ``w``."""
+    m, n, k = as_floats(m, n, k)
+    act = 4.0 if dtype in ("fp32", "tf32") else 2.0
+    return act * m * k + weight_bytes(dtype) * n * k + act * m * n
+
+
+def gemm_floor_s(m: Reals, n: Reals, k: Reals, dtype: str, gpu: Accelerator) -> Array:
+    """Seconds no kernel can beat: ``max(2·m·n·k / peak, bytes / HBM bandwidth)``."""
+    m, n, k = as_floats(m, n, k)
+    return np.maximum(2 * m * n * k / gpu.peak_flops_per_s(dtype), gemm_bytes(m, n, k, dtype) / gpu.hbm_bytes_per_s)
+
+
+def gemm_trend_s(m: Reals, n: Reals, k: Reals, dtype: str, gpu: Accelerator, c: Mapping[str, float]) -> Array:
+    """Seconds of ``C[m,n] = A[m,k]·W[n,k]ᵀ`` from the fitted coefficients ``c`` of the format.
+
+    ``launch + quantise + softmax(compute, memory)``: compute counts whole 128-wide (or 64-wide) tiles in whole waves of SMs with
+    ``k_fill`` elements of pipeline fill, at ``compute_frac`` of peak, unless splitting k (cost ``split``) fills the card; memory is the
+    bytes at ``memory_frac`` of bandwidth.
+    """
+    m, n, k = as_floats(m, n, k)
+    sms = float(gpu.n_sms)
+    wide = np.ceil(np.ceil(m / 128) * np.ceil(n / 128) / sms) * (sms * 128 * 128)
+    narrow_tiles = np.ceil(m / 64) * np.ceil(n / 64)
+    narrow = np.ceil(narrow_tiles / sms) * (sms * 64 * 64 * (1 + c["narrow"]))
+    split = narrow_tiles * (64 * 64 * (1 + c["split"]))
+    area = np.maximum(np.minimum(np.minimum(wide, narrow), split), m * n)
+    compute = 2 * area * (k + c["k_fill"]) / (gpu.peak_flops_per_s(dtype) * c["compute_frac"])
+    memory = gemm_bytes(m, n, k, dtype) / (gpu.hbm_bytes_per_s * c["memory_frac"])
+    price = c["launch_s"] + soft_max(compute, memory, c["sharpness"])
+    if c.get("quantise_frac", 0.0) > 0:
+        price = price + m * k * (2 + weight_bytes(dtype)) / (gpu.hbm_bytes_per_s * c["quantise_frac"])
+    return price
