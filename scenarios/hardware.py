@@ -66,8 +66,9 @@ class Cluster:
     """``n_gpus`` of one kind in equal nodes: links, host memory, storage and prices.
 
     ``intra`` joins the GPUs of one node (one NVLink domain: 72 GPUs of an NVL72), ``inter`` is one NIC;
-    ``nics_per_node`` NICs serve the node's GPUs together. ``host_ram_bytes`` and ``host_bytes_per_s`` (DRAM, all sockets)
-    are per node. ``host_link`` is one GPU's way to host memory. Prices are for one GPU.
+    ``nics_per_node`` NICs serve the node's GPUs together. ``host_ram_bytes``, ``host_bytes_per_s`` (DRAM, all sockets),
+    ``host_cores`` and ``nvme_*`` are per host: one machine of ``gpus_per_host`` GPUs (0: the host is the node; 4 in an NVL72).
+    ``host_link`` is one GPU's way to host memory. Prices are for one GPU; 0 means no public price is known.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Cluster:
     on_demand_usd_per_h: float = 0.0
     spot_usd_per_h: float = 0.0
     n_gpus: int = 1
+    gpus_per_host: int = 0
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -92,14 +94,34 @@ class Cluster:
     def n_nodes(self) -> int:
         return -(-self.n_gpus // self.gpus_per_node)
 
+    @property
+    def gpus_on_host(self) -> int:
+        """How many of the run's GPUs share one host's memory, cores and drives."""
+        return min(self.gpus_per_host or self.gpus_per_node, self.gpus_per_node, self.n_gpus)
+
+    @property
+    def n_hosts(self) -> int:
+        return -(-self.n_gpus // self.gpus_on_host)
+
     def with_gpus(self, n_gpus: int, gpus_per_node: int | None = None) -> Cluster:
-        """The same kind of cluster with this many GPUs; BadInput unless they fill whole nodes or fit inside one."""
-        per_node = gpus_per_node or self.gpus_per_node
+        """The same kind of cluster with this many GPUs; BadInput unless they fill whole nodes or fit inside one.
+
+        A smaller node keeps its share of the NICs. GPUs that fill whole hosts of an NVLink domain but not whole domains use
+        the largest equal part of each domain: 256 GPUs of an NVL72 are 4 domains of 64. For such a cluster
+        ``gpus_per_node`` equal to ``gpus_per_host`` names the host and leaves the domain as it is.
+        """
+        asked = None if gpus_per_node == self.gpus_per_host and self.gpus_per_host else gpus_per_node
+        per_node = self.gpus_per_node if asked is None else asked
         if n_gpus < 1 or per_node < 1:
             raise BadInput(f"n_gpus={n_gpus}, gpus_per_node={per_node}: both must be at least 1")
         if n_gpus > 1_000_000:
             raise BadInput(f"n_gpus={n_gpus:,} is over the limit of 1,000,000")
+        host = self.gpus_per_host or per_node
+        if n_gpus > per_node and n_gpus % per_node and n_gpus % host == 0:
+            per_node = max(part for part in range(host, per_node + 1, host) if n_gpus % part == 0)
         if n_gpus > per_node and n_gpus % per_node:
-            low, high = n_gpus // per_node * per_node, -(-n_gpus // per_node) * per_node
-            raise BadInput(f"n_gpus={n_gpus} is not a whole number of nodes of {per_node}; nearest: {low}, {high}")
-        return replace(self, n_gpus=n_gpus, gpus_per_node=min(per_node, n_gpus) if gpus_per_node is None else per_node)
+            low, high = n_gpus // host * host, -(-n_gpus // host) * host
+            raise BadInput(f"n_gpus={n_gpus} is not a whole number of nodes of {host}; nearest: {low}, {high}")
+        per_node = per_node if asked else min(per_node, n_gpus)
+        nics = max(1, round(self.nics_per_node * per_node / self.gpus_per_node))
+        return replace(self, n_gpus=n_gpus, gpus_per_node=per_node, nics_per_node=nics)
