@@ -1,0 +1,106 @@
+"""Bytes of activations one layer keeps for its backward pass, tensor by tensor, and what its backward needs on top while it runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..scenarios.framework import Framework
+from ..scenarios.model import ModelSpec
+from ..scenarios.plan import ParallelPlan
+from .context import ulysses_heads
+from .op import Floats
+from .shard import Shard
+
+BYTES = 2.0
+
+
+def attention_widths(model: ModelSpec, plan: ParallelPlan, cut: Shard) -> tuple[Floats, Floats, Floats]:
+    """(query, key + value, output) elements per local token inside attention, padded and replicated heads of a Ulysses group included."""
+    inner = {"ulysses": plan.cp, "ulysses-ring": plan.cp_inner}.get(plan.cp_kind, 1)
+    degree = np.asarray(inner, float)
+    heads, kv_heads = ulysses_heads(cut, degree)
+    heads, kv_heads = heads * degree, kv_heads * degree
+    return heads * model.qk_dim, kv_heads * (model.qk_dim + model.v_dim), heads * model.v_dim
+
+
+def input_bytes(model: ModelSpec, cut: Shard) -> Floats:
+    """A layer's input, all that full recomputation keeps: sp_tokens * hidden * 2."""
+    return cut.sp_tokens * model.hidden * BYTES
+
+
+def attention_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework) -> Floats:
+    """Saved by norm, projections and attention: norm input and output over hidden; q, k, v, output; softmax statistics.
+
+    Without flash attention the score matrix stays too: softmax output and dropout's mask and output, 5 bytes per head and pair.
+    Source: Korthikanti et al. 2022, §4.1 (34 sbh + 5 a s² b of which this is the attention half).
+    """
+    q, kv, o = attention_widths(model, plan, cut)
+    hidden = fw.saved_hidden / 2 * cut.sp_tokens * model.hidden * BYTES
+    inside = cut.tokens * (q + kv + o) * BYTES * fw.saved_attention
+    if model.is_mla:
+        inside = inside + cut.tokens * (model.q_lora_rank + model.kv_lora_rank) * BYTES
+    scores = 5.0 * cut.heads * cut.batch * cut.seq**2 / np.asarray(plan.cp, float) if plan.attention == "unfused" else 4.0 * cut.heads * cut.tokens
+    return hidden + inside + scores
+
+
+def ffn_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework, *, moe: bool) -> Floats:
+    """Saved by norm and FFN: norm input and output; the widened inputs and the activation's output (3 widths gated, 2 plain)."""
+    hidden = fw.saved_hidden / 2 * cut.sp_tokens * model.hidden * BYTES
+    n_wide = (3.0 if model.gated_mlp else 2.0) * fw.saved_ffn
+    if not moe:
+        return hidden + n_wide * cut.tokens * cut.ffn * BYTES
+    rows = cut.sp_tokens * model.top_k * np.asarray(plan.expert_tp, float)
+    routed = rows * (n_wide * cut.expert_ffn + 2 * model.hidden) * BYTES
+    return hidden + routed + n_wide * cut.tokens * cut.shared_ffn * BYTES
+
+
+def layer_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework, recompute: str) -> Floats:
+    """Bytes one average layer keeps per micro-batch under this recompute policy (in device or host memory)."""
+    if recompute == "full":
+        return input_bytes(model, cut)
+    q, kv, o = attention_widths(model, plan, cut)
+    if recompute == "remat":  # keeps the attention kernel's inputs' source (the layer input) and its output
+        return input_bytes(model, cut) + cut.tokens * o * BYTES + 4.0 * cut.heads * cut.tokens
+    moe_share = model.n_moe_layers / model.n_layers
+    ffn = (1 - moe_share) * ffn_saved(model, plan, cut, fw, moe=False) if moe_share < 1 else 0.0
+    if moe_share:
+        ffn = ffn + moe_share * ffn_saved(model, plan, cut, fw, moe=True)
+    whole = attention_saved(model, plan, cut, fw) + ffn
+    if recompute == "selective":
+        if plan.attention == "unfused":
+            whole = whole - 5.0 * cut.heads * cut.batch * cut.seq**2 / np.asarray(plan.cp, float)
+        else:
+            whole = whole - cut.tokens * o * BYTES - 4.0 * cut.heads * cut.tokens
+    return whole
+
+
+def attention_working(model: ModelSpec, plan: ParallelPlan, cut: Shard) -> Floats:
+    """Live bytes in the worst moment of a recomputed layer's attention backward.
+
+    Layer input, norm output, residual and gradients of hidden (5 hidden); q, k, v before and after rope, attention output; gradients
+    of output, query (fp32 accumulator and result: 3 widths), key and value expanded to the query heads (2). An all-to-all keeps a
+    send and a receive copy of query, output and their gradients.
+    """
+    q, kv, o = attention_widths(model, plan, cut)
+    kv_expanded = q + o
+    wide = 2 * q + 2 * kv + o + o + 3 * q + kv_expanded + kv
+    if plan.cp_kind in ("ulysses", "ulysses-ring"):
+        wide = wide + 2 * q + 2 * o
+    elif plan.cp_kind in ("ring", "zigzag"):
+        wide = wide + 4 * kv  # the next hop's keys and values and their fp32 gradients
+    elif plan.cp_kind == "allgather":
+        wide = wide + 2 * kv * np.asarray(plan.cp, float)
+    scores = 6.0 * cut.heads * cut.batch * cut.seq**2 / np.asarray(plan.cp, float) if plan.attention == "unfused" else 0.0
+    return BYTES * (5 * cut.sp_tokens * model.hidden + cut.tokens * wide) + scores
+
+
+def ffn_working(model: ModelSpec, plan: ParallelPlan, cut: Shard) -> Floats:
+    """Live bytes in the worst moment of a recomputed layer's FFN backward: 7 widths gated (4 plain) and 4 hidden; one tile's when tiled."""
+    n_wide = 7.0 if model.gated_mlp else 4.0
+    width = cut.ffn
+    if model.n_experts:
+        routed = model.top_k * np.asarray(plan.expert_tp, float) * cut.expert_ffn * cut.sp_tokens / cut.tokens
+        width = np.maximum(routed + cut.shared_ffn, cut.ffn if model.n_moe_layers < model.n_layers else 0.0)
+    tiles = np.maximum(1.0, np.ceil(cut.tokens / model.hidden))  # one tile is a square of hidden: the usual default
+    wide = n_wide * cut.tokens * width * np.where(np.asarray(plan.tiled_mlp) > 0, 1 / tiles, 1.0)
+    return BYTES * (4 * cut.sp_tokens * model.hidden + wide)

@@ -1,0 +1,77 @@
+"""What the data ranks do once per step or per micro-batch: reduce gradients, gather weights, run the optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..scenarios.plan import ParallelPlan
+from .op import Floats
+from .states import OPTIMIZER_BYTES, StageParams, data_ranks
+from .system import System
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataParallelTime:
+    """Seconds of messages: per micro-batch in forward and backward (ZeRO-3), and once per step (gradients, weights)."""
+
+    gather_forward_s: Floats
+    gather_backward_s: Floats
+    reduce_each_s: Floats
+    once_s: Floats
+
+
+def data_parallel_time(plan: ParallelPlan, system: System, params: StageParams) -> DataParallelTime:
+    """Messages of one rank of this stage: all-reduce (stage 0), reduce-scatter + all-gather (1, 2), per-layer gathers (3).
+
+    Gradients travel at the framework's gradient width (16 bits when parameters are sharded), weights at 2 bytes.
+    Source: Rajbhandari et al. 2020, §7: 2 volumes for stages 1 and 2, 3 for stage 3, per micro-batch for stage 3.
+    """
+    zero = np.asarray(plan.zero_stage)
+    dense, expert = data_ranks(plan)
+    stride = np.asarray(plan.tp, float)
+    expert_stride = np.asarray(plan.ep, float) * np.asarray(plan.expert_tp, float)
+    grad = float(system.framework.grad_dtype_bytes)
+    net = system.network
+    group = np.minimum(dense, np.asarray(plan.hsdp_group, float)) if plan.sharding == "hsdp" else dense
+
+    def gather(width: float) -> Floats:
+        return net.all_gather_s(width * params.dense, group, stride) + net.all_gather_s(width * params.expert, expert, expert_stride)
+
+    def scatter(width: float) -> Floats:
+        return net.reduce_scatter_s(width * params.dense, group, stride) + net.reduce_scatter_s(width * params.expert, expert, expert_stride)
+
+    reduce = net.all_reduce_s(grad * params.dense, dense, stride) + net.all_reduce_s(grad * params.expert, expert, expert_stride)
+    whole = np.where(zero >= 3, 1.0, 0.0)
+    each_reduce = scatter(min(grad, 2.0))
+    across = 0.0
+    if plan.sharding == "hsdp":  # copies agree once per step: all-reduce of each shard between the groups
+        across = net.all_reduce_s(2.0 * params.dense / group, dense / group, stride * group)
+    twice = np.where(zero == 2, np.asarray(plan.grad_accum, float), 1.0)  # stage 2 keeps no whole gradient between micro-batches
+    once = np.where(zero == 0, reduce, np.where(zero < 3, twice * scatter(grad) + gather(2.0), across))
+    return DataParallelTime(
+        gather_forward_s=whole * gather(2.0), gather_backward_s=whole * gather(2.0), reduce_each_s=whole * each_reduce, once_s=once
+    )
+
+
+def optimizer_time(plan: ParallelPlan, system: System, params: StageParams) -> Floats:
+    """Seconds of the optimizer step: a stream over this rank's shard, or host Adam and the copies around it when offloaded.
+
+    Device: read master, moments and gradient, write master, moments and 16-bit weight; the gradient once more for its norm.
+    Host: 16-bit gradients down, host Adam at its share of the node's memory bandwidth, 16-bit weights up.
+    """
+    dense, expert = data_ranks(plan)
+    sharded = np.asarray(plan.zero_stage) >= 1
+    n = params.dense / np.where(sharded, dense, 1.0) + params.expert / np.where(sharded, expert, 1.0)
+    if plan.lora_rank:
+        return np.zeros_like(n)
+    if plan.optimizer == "mezo":  # perturb, undo, perturb, update: four passes over the 16-bit weights
+        return system.roofline.stream_s(4 * 4.0 * n)
+    moments = OPTIMIZER_BYTES[plan.optimizer]
+    device = system.roofline.stream_s(n * (2 * (4.0 + moments) + 2.0 + 2 * system.framework.grad_dtype_bytes))
+    per_node = np.minimum(system.cluster.gpus_per_node, np.asarray(plan.n_gpus, float))
+    adam = system.roofline.host_adam_s(n, system.cluster.host_bytes_per_s / per_node)
+    copies = 2 * system.roofline.host_copy_s(2.0 * n)
+    part = np.asarray(plan.offload_optimizer, float)
+    return (1 - part) * device + part * (adam + copies)

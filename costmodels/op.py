@@ -1,0 +1,154 @@
+"""An op is one kernel, message or copy; a step is a list of ops; this file says what each one costs at least and prices it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .system import System
+
+Floats = float | NDArray[np.float64]
+"""A number, or an array of numbers: one per candidate."""
+
+Lane = Literal["compute", "tp", "cp", "ep", "dp", "pp", "host"]
+Phase = Literal["fwd", "bwd", "wgrad", "opt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gemm:
+    """``C[m,n] = A[m,k] B[k,n]``: 2mnk FLOPs, each matrix moved once."""
+
+    m: Floats
+    n: Floats
+    k: Floats
+    dtype: str = "bf16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedGemm:
+    """``tokens`` rows spread evenly over ``n_experts`` matrices of shape [k, n] on this rank."""
+
+    tokens: Floats
+    n_experts: Floats
+    n: Floats
+    k: Floats
+    dtype: str = "bf16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """One attention call: ``q_tokens`` queries against ``kv_tokens`` keys of each of ``batch`` sequences.
+
+    Causal: the queries are the last ``q_tokens`` of ``kv_tokens``. Backward is 2.5 times the forward's FLOPs (five products
+    for two, one of them recomputed). ``fused = False`` is the kernel chain that writes the score matrix to memory.
+    """
+
+    batch: Floats
+    q_tokens: Floats
+    kv_tokens: Floats
+    n_heads: Floats
+    n_kv_heads: Floats
+    qk_dim: int
+    v_dim: int
+    causal: bool = True
+    window_tokens: int = 0
+    backward: bool = False
+    fused: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """Element-wise work: ``n_bytes`` read and written in device memory."""
+
+    n_bytes: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """A message of ``n_bytes`` (the full buffer, as nccl-tests count it) among ``n_ranks`` ranks ``stride`` apart."""
+
+    op: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"]
+    n_bytes: Floats
+    n_ranks: Floats
+    stride: Floats = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCopy:
+    """``n_bytes`` of one GPU to or from host memory."""
+
+    n_bytes: Floats
+
+
+Work = Gemm | GroupedGemm | Attention | Stream | Collective | HostCopy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """Some work, the lane (resource) it occupies, the phase of the step it belongs to, and how often it happens."""
+
+    name: str
+    work: Work
+    lane: Lane = "compute"
+    phase: Phase = "fwd"
+    count: Floats = 1.0
+
+
+def attended_pairs(a: Attention) -> Floats:
+    """Query-key pairs that are really computed, per head and sequence: causal and window masks honoured exactly."""
+    q, kv = np.asarray(a.q_tokens, float), np.asarray(a.kv_tokens, float)
+    if not a.causal:
+        return q * kv
+    full = q * kv - q * (q - 1) / 2
+    if not a.window_tokens:
+        return full
+    w = float(a.window_tokens)
+    first = np.clip(w - (kv - q), 0, q)  # queries whose whole past still fits in the window
+    return first * (kv - q) + first * (first + 1) / 2 + (q - first) * np.minimum(w, kv)
+
+
+def flops(work: Work) -> Floats:
+    """FLOPs executed by one piece of work (0 for copies, messages and element-wise passes)."""
+    match work:
+        case Gemm(m=m, n=n, k=k):
+            return 2.0 * m * n * k
+        case GroupedGemm(tokens=t, n=n, k=k):
+            return 2.0 * t * n * k
+        case Attention():
+            once = 2.0 * work.batch * work.n_heads * attended_pairs(work) * (work.qk_dim + work.v_dim)
+            return once * (2.5 if work.backward else 1.0)
+        case _:
+            return 0.0
+
+
+def price(work: Work, system: System) -> Floats:
+    """Seconds of one piece of work on this system: the calibrated roofline or network, never under the physical floor."""
+    match work:
+        case Gemm(m=m, n=n, k=k, dtype=dtype):
+            return system.roofline.gemm_s(m, n, k, dtype)
+        case GroupedGemm():
+            return system.roofline.grouped_gemm_s(work.tokens, work.n_experts, work.n, work.k, work.dtype)
+        case Attention(fused=False):
+            return system.roofline.attention_unfused_s(
+                batch=work.batch, q_tokens=work.q_tokens, kv_tokens=work.kv_tokens, n_heads=work.n_heads,
+                qk_dim=work.qk_dim, v_dim=work.v_dim, backward=work.backward,
+            )  # fmt: skip
+        case Attention():
+            return system.roofline.attention_s(
+                batch=work.batch, q_tokens=work.q_tokens, kv_tokens=work.kv_tokens, n_heads=work.n_heads,
+                n_kv_heads=work.n_kv_heads, qk_dim=work.qk_dim, v_dim=work.v_dim, causal=work.causal,
+                window_tokens=work.window_tokens, backward=work.backward,
+            )  # fmt: skip
+        case Stream(n_bytes=n_bytes):
+            return system.roofline.stream_s(n_bytes)
+        case HostCopy(n_bytes=n_bytes):
+            return system.roofline.host_copy_s(n_bytes)
+        case Collective(op="p2p"):
+            return system.network.p2p_s(work.n_bytes, work.stride)
+        case Collective():
+            call = getattr(system.network, f"{work.op}_s")
+            return call(work.n_bytes, work.n_ranks, work.stride)
