@@ -129,26 +129,28 @@ def price(work: Work, system: System) -> Floats:
     """Seconds of one piece of work on this system: the calibrated roofline or network, never under the physical floor."""
     match work:
         case Gemm(m=m, n=n, k=k, dtype=dtype):
-            return system.roofline.gemm_s(m, n, k, dtype)
+            return system.roofline.gemm_s(m, n, k, dtype) / system.framework.sustained_frac
         case GroupedGemm():
-            return system.roofline.grouped_gemm_s(work.tokens, work.n_experts, work.n, work.k, work.dtype)
+            return system.roofline.grouped_gemm_s(work.tokens, work.n_experts, work.n, work.k, work.dtype) / system.framework.sustained_frac
         case Attention(fused=False):
             return system.roofline.attention_unfused_s(
                 batch=work.batch, q_tokens=work.q_tokens, kv_tokens=work.kv_tokens, n_heads=work.n_heads,
                 qk_dim=work.qk_dim, v_dim=work.v_dim, backward=work.backward,
             )  # fmt: skip
         case Attention():
-            return system.roofline.attention_s(
+            fused = system.roofline.attention_s(
                 batch=work.batch, q_tokens=work.q_tokens, kv_tokens=work.kv_tokens, n_heads=work.n_heads,
                 n_kv_heads=work.n_kv_heads, qk_dim=work.qk_dim, v_dim=work.v_dim, causal=work.causal,
-                window_tokens=work.window_tokens, backward=work.backward,
+                window_tokens=work.window_tokens, backward=work.backward, kernel=system.framework.attention_kernel,
             )  # fmt: skip
+            return fused / system.framework.attention_frac
         case Stream(n_bytes=n_bytes):
             return system.roofline.stream_s(n_bytes)
         case HostCopy(n_bytes=n_bytes):
             return system.roofline.host_copy_s(n_bytes)
-        case Collective(op="p2p"):
-            return system.network.p2p_s(work.n_bytes, work.stride)
+        case Collective(op="p2p", n_ranks=n, stride=stride):  # a ring moves at the pace of its hop between nodes, if it has one
+            per_node = system.cluster.gpus_per_node
+            return system.network.p2p_s(work.n_bytes, np.where(np.asarray(n) * stride > per_node, per_node, stride))
         case Collective():
             call = getattr(system.network, f"{work.op}_s")
             return call(work.n_bytes, work.n_ranks, work.stride)

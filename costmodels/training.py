@@ -157,10 +157,13 @@ def _exposed_dp(plan: ParallelPlan, system: System, params: object, stage: dict[
 
 
 def _overhead(plan: ParallelPlan, system: System, cut: Shard, m: Floats, worst: Floats) -> Floats:
-    """Host time that the device waits for: a fixed part per step, and launches where a micro-batch is shorter than its launches."""
+    """Host time that the device waits for: a fixed part per step, and enqueueing where a micro-batch is shorter than its launches."""
     fw = system.framework
-    kernels = 3.0 * fw.kernels_per_layer * cut.layers * np.where(plan.recompute in ("full", "remat"), 4 / 3, 1.0)
-    return fw.step_overhead_s + m * np.maximum(kernels * fw.launch_s - worst, 0.0)
+    tp, pp = np.asarray(plan.tp, float), np.asarray(plan.pp)
+    spans = (pp > 1) & (tp > 1) & (np.asarray(plan.n_gpus) > system.cluster.gpus_per_node)
+    passes = 4 / 3 if plan.recompute in ("full", "remat") else 1.0
+    host = passes * (fw.host_layer_s + fw.host_layer_tp_s * (tp > 1)) + fw.host_contention_s * tp * spans
+    return fw.step_overhead_s + m * np.maximum(cut.layers * host - worst, 0.0)
 
 
 def _error(system: System, total: Floats) -> Floats:

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Framework:
-    """Behaviour of one framework and version. ``overlap_*_frac`` is the part of that communication it can hide at best.
+    """Behaviour of one framework and version; ``sources`` says where each figure comes from, or on which rows it was fitted.
 
-    ``step_overhead_s`` is host time per optimizer step that no GPU work hides; ``launch_s`` is host time to enqueue one kernel;
-    ``kernels_per_layer`` is how many a layer's forward enqueues beside its matmuls and attention (fused norms count one).
-    ``buffer_bytes`` are communication buckets and workspaces; ``context_bytes`` CUDA context and libraries;
-    ``fragmentation_frac`` the allocator's loss on dynamic memory. A layer saves ``saved_hidden`` tensors of the hidden width and
-    ``saved_attention``, ``saved_ffn`` times the minimal set of attention and FFN tensors. ``error_frac`` is the median error of
-    step times on measured runs of this framework that no constant was fitted on. ``sources`` says where each figure comes from or how fitted.
+    Host: ``step_overhead_s`` per optimizer step that no GPU work hides; ``host_layer_s`` to enqueue a layer's forward and backward,
+    ``host_layer_tp_s`` more with tensor parallelism (a stage runs at the slower of host and device); ``host_contention_s`` per layer and
+    tensor rank more when pipelines span nodes. ``overlap_*_frac`` is the part of compute that communication of an axis can hide behind.
+    Kernels: ``sustained_frac`` of a matmul's back-to-back rate holds inside a model; ``attention_kernel`` is the card's ``best`` or plain
+    ``fa2``, at ``attention_frac`` of its rate; ``elementwise_passes`` multiplies the minimal traffic of norms, rope and activations.
+    Memory: a layer saves ``saved_hidden`` tensors of hidden width, and ``saved_attention``, ``saved_ffn`` times the minimal sets;
+    ``logits_bytes_per_element`` for logits, loss and gradient; ``buffer_bytes`` of communication buffers; ``context_bytes`` of CUDA context
+    and libraries; ``fragmentation_frac`` of dynamic memory lost by the allocator.
+    ``error_frac`` is the median error of step times on measured runs that no constant was fitted on.
     """
 
     name: str
-    step_overhead_s: float
-    launch_s: float
-    kernels_per_layer: int
-    fused_elementwise: bool
-    overlap_dp_frac: float
-    overlap_tp_frac: float
-    overlap_cp_frac: float
-    overlap_ep_frac: float
-    buffer_bytes: float
-    context_bytes: float
-    fragmentation_frac: float
+    step_overhead_s: float = 0.02
+    host_layer_s: float = 0.003
+    host_layer_tp_s: float = 0.0
+    host_contention_s: float = 0.0
+    overlap_dp_frac: float = 0.9
+    overlap_tp_frac: float = 0.0
+    overlap_cp_frac: float = 1.0
+    overlap_ep_frac: float = 0.0
+    sustained_frac: float = 0.85
+    attention_kernel: Literal["best", "fa2"] = "best"
+    attention_frac: float = 1.0
+    elementwise_passes: float = 1.0
     grad_dtype_bytes: int = 4
     master_weights: bool = True
-    elementwise_passes: float = 1.0
     saved_hidden: float = 4.0
     saved_attention: float = 1.0
     saved_ffn: float = 1.0
-    logits_bytes_per_element: float = 12.0
+    logits_bytes_per_element: float = 10.0
+    buffer_bytes: float = 1.0e9
+    context_bytes: float = 0.7e9
+    fragmentation_frac: float = 0.05
     error_frac: float = 0.2
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
