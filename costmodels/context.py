@@ -16,6 +16,11 @@ from .shard import Shard
 BYTES = 2.0
 
 
+def half(plan: ParallelPlan) -> str:
+    """The 16-bit format of attention, router and LM head under this plan's precision."""
+    return "fp16" if plan.precision == "fp16" else "bf16"
+
+
 def attention_ops(model: ModelSpec, plan: ParallelPlan, cut: Shard, window_tokens: int) -> tuple[Op, ...]:
     """Forward ops of one layer's attention core on one rank: the calls, and the messages in lane ``cp``.
 
@@ -41,7 +46,7 @@ def _call(
     work = Attention(
         batch=cut.batch, q_tokens=q, kv_tokens=kv, n_heads=cut.heads if heads is None else heads,
         n_kv_heads=cut.kv_heads if kv_heads is None else kv_heads, qk_dim=model.qk_dim, v_dim=model.v_dim,
-        causal=causal, window_tokens=window if causal else 0, fused=plan.attention == "flash",
+        causal=causal, window_tokens=window if causal else 0, fused=plan.attention == "flash", dtype=half(plan),
     )  # fmt: skip
     return Op(name="attention", work=work, count=count)
 

@@ -58,6 +58,7 @@ class Attention:
     window_tokens: int = 0
     backward: bool = False
     fused: bool = True
+    dtype: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +136,13 @@ def price(work: Work, system: System) -> Floats:
         case Attention(fused=False):
             return system.roofline.attention_unfused_s(
                 batch=work.batch, q_tokens=work.q_tokens, kv_tokens=work.kv_tokens, n_heads=work.n_heads,
-                qk_dim=work.qk_dim, v_dim=work.v_dim, backward=work.backward,
+                qk_dim=work.qk_dim, v_dim=work.v_dim, dtype=work.dtype, backward=work.backward,
             )  # fmt: skip
         case Attention():
             fused = system.roofline.attention_s(
                 batch=work.batch, q_tokens=work.q_tokens, kv_tokens=work.kv_tokens, n_heads=work.n_heads,
                 n_kv_heads=work.n_kv_heads, qk_dim=work.qk_dim, v_dim=work.v_dim, causal=work.causal,
-                window_tokens=work.window_tokens, backward=work.backward, kernel=system.framework.attention_kernel,
+                window_tokens=work.window_tokens, dtype=work.dtype, backward=work.backward, kernel=system.framework.attention_kernel,
             )  # fmt: skip
             return fused / system.framework.attention_frac
         case Stream(n_bytes=n_bytes):

@@ -10,6 +10,7 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.plan import ParallelPlan
 from ..scenarios.workload import TrainWorkload
 from .activations import layer_saved
+from .context import half
 from .data_parallel import data_parallel_time, optimizer_time
 from .flops import train_flops
 from .layer_time import LayerTime, layer_time
@@ -121,8 +122,9 @@ def _head(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System) -> t
     """
     vocab = model.vocab / np.asarray(plan.tp, float)
     n, h = cut.tokens, model.hidden
-    forward, grad = price(Gemm(m=n, n=vocab, k=h), system), price(Gemm(m=n, n=h, k=vocab), system)
-    weight = 0.0 * grad if plan.lora_rank else price(Gemm(m=vocab, n=h, k=n), system)
+    dtype = half(plan)
+    forward, grad = (price(Gemm(m=n, n=a, k=b, dtype=dtype), system) for a, b in ((vocab, h), (h, vocab)))
+    weight = 0.0 * grad if plan.lora_rank else price(Gemm(m=vocab, n=h, k=n, dtype=dtype), system)
     per_element = np.where(np.asarray(plan.fused_loss) > 0, 4.0, 2 * system.framework.logits_bytes_per_element)
     loss = price(Stream(n_bytes=per_element * n * vocab), system)
     if plan.optimizer == "mezo":

@@ -9,7 +9,7 @@ import numpy as np
 from ..scenarios.framework import Framework
 from ..scenarios.model import ModelSpec
 from ..scenarios.plan import ParallelPlan
-from .context import attention_ops
+from .context import attention_ops, half
 from .op import Attention, Collective, Floats, Gemm, GroupedGemm, Op, Stream
 from .shard import Shard
 
@@ -78,7 +78,7 @@ def moe_ops(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework) -> 
     ]
     gathered = rows * etp
     expert = [
-        Op(name="router", work=Gemm(m=cut.sp_tokens, n=model.n_experts, k=h)),
+        Op(name="router", work=Gemm(m=cut.sp_tokens, n=model.n_experts, k=h, dtype=half(plan))),
         Op(name="permute", work=Stream(n_bytes=2 * BYTES * h * (cut.sp_tokens + rows) * 2)),
         Op(name="expert-in", work=GroupedGemm(tokens=gathered, n_experts=cut.experts, n=n_in * cut.expert_ffn, k=h, dtype=dtype)),
         Op(name="expert-out", work=GroupedGemm(tokens=gathered, n_experts=cut.experts, n=h, k=cut.expert_ffn, dtype=dtype)),
