@@ -102,7 +102,7 @@ def _hybrid(model: ModelSpec, plan: ParallelPlan, cut: Shard, window: int) -> tu
 
 
 def _all_gather(model: ModelSpec, plan: ParallelPlan, cut: Shard, window: int) -> tuple[Op, ...]:
-    """Every rank gathers all K and V and computes two balanced chunks: on average half the keys (plus half its own chunk)."""
+    """Every rank gathers all K and V and computes two balanced chunks: on average half the keys."""
     degree = np.asarray(plan.cp, float)
     n = cut.seq / degree
     kv_bytes = cut.batch * cut.seq * cut.kv_heads * (model.qk_dim + model.v_dim) * BYTES
@@ -110,5 +110,5 @@ def _all_gather(model: ModelSpec, plan: ParallelPlan, cut: Shard, window: int) -
     if window:
         call = _call(model, plan, cut, n, np.minimum(cut.seq, n + window), window)
     else:
-        call = _call(model, plan, cut, n, cut.seq / 2 + n / 4, 0, causal=False)
+        call = _call(model, plan, cut, n, cut.seq / 2, 0, causal=False)
     return Op(name="gather-kv", work=gather, lane="cp"), call
