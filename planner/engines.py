@@ -1,0 +1,104 @@
+"""What each training framework can really run: the planner searches only layouts that some framework has switches for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..scenarios.errors import UnknownName
+from ..scenarios.plan import CpKind, Recompute, Schedule, Sharding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """The mainline switches of one framework, priced by the data file ``priced_as``; ``source`` says where they were read.
+
+    Tuples list legal values of a plan's field. ``sharding`` pairs a kind with the ZeRO stages it offers. ``max_stage_with_pp`` is the highest stage a pipeline allows.
+    ``ulysses_replicates_kv``: the all-to-all copies KV heads when there are fewer than ranks.
+    """
+
+    name: str
+    priced_as: str
+    sharding: tuple[tuple[Sharding, tuple[int, ...]], ...]
+    cp_kinds: tuple[CpKind, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
+    recompute: tuple[Recompute, ...] = ("none", "full")
+    tp: bool = False
+    ep: bool = False
+    uneven_pp: bool = False
+    max_stage_with_pp: int = 1
+    ulysses_replicates_kv: bool = False
+    partial_recompute: bool = False
+    offload_optimizer: tuple[int, ...] = (0,)
+    offload_params: tuple[int, ...] = (0,)
+    offload_activations: tuple[int, ...] = (0,)
+    tiled_mlp: tuple[int, ...] = (0,)
+    fused_loss: tuple[int, ...] = (0,)
+    precisions: tuple[str, ...] = ("bf16", "fp16")
+    source: str
+
+
+DEEPSPEED = Engine(
+    name="deepspeed",
+    priced_as="deepspeed-alst",
+    sharding=(("zero", (0, 1, 2, 3)),),
+    cp_kinds=("ulysses",),
+    ulysses_replicates_kv=True,
+    partial_recompute=True,
+    offload_optimizer=(0, 1),
+    offload_params=(0, 1),
+    offload_activations=(0, 1),
+    tiled_mlp=(0, 1),
+    fused_loss=(0, 1),
+    source="DeepSpeed 0.19: zero_optimization and sequence_parallel_size keys, UlyssesSPAttentionHF, TiledMLP; the emitted train script",
+)
+MEGATRON = Engine(
+    name="megatron",
+    priced_as="megatron-core",
+    sharding=(("zero", (0, 1)),),
+    cp_kinds=("zigzag", "allgather", "ulysses", "ulysses-ring"),
+    schedules=("1f1b", "interleaved"),
+    recompute=("none", "selective", "full"),
+    tp=True,
+    ep=True,
+    uneven_pp=True,
+    partial_recompute=True,
+    offload_optimizer=(0, 1),
+    precisions=("bf16", "fp16", "fp8"),
+    source="Megatron-LM arguments.py and megatron-core 0.16 TransformerConfig: --cp-comm-type p2p|all_gather|a2a|a2a+p2p, "
+    "--recompute-granularity, --decoder-first-pipeline-num-layers, --optimizer-cpu-offload, query groups a multiple of tp",
+)
+TORCHTITAN = Engine(
+    name="torchtitan",
+    priced_as="torchtitan",
+    sharding=(("fsdp", (3,)), ("hsdp", (3,))),
+    cp_kinds=("allgather",),
+    schedules=("1f1b", "gpipe", "interleaved", "zb1p"),
+    recompute=("none", "selective", "full"),
+    tp=True,
+    ep=True,
+    max_stage_with_pp=3,
+    precisions=("bf16", "fp8"),
+    source="torchtitan 0.3 config: --parallelism.*, --activation_checkpoint.mode; schedules 1F1B, GPipe, Interleaved1F1B, ZBVZeroBubble",
+)
+FSDP2 = Engine(
+    name="fsdp2",
+    priced_as="fsdp2",
+    sharding=(("fsdp", (3,)), ("hsdp", (3,))),
+    recompute=("none", "full"),
+    tp=True,
+    partial_recompute=True,
+    offload_activations=(0, 1),
+    tiled_mlp=(0, 1),
+    fused_loss=(0, 1),
+    source="PyTorch 2.13 fully_shard with a device mesh, parallelize_module, and the emitted train script",
+)
+ENGINES = {engine.name: engine for engine in (DEEPSPEED, MEGATRON, TORCHTITAN, FSDP2)}
+
+
+def engines(name: str) -> tuple[Engine, ...]:
+    """The engines a scenario may use: all of them for ``auto``, else the named one; UnknownName if the planner has none such."""
+    if name == "auto":
+        return tuple(ENGINES.values())
+    if name not in ENGINES:
+        raise UnknownName("framework", name, [*ENGINES, "auto"])
+    return (ENGINES[name],)

@@ -1,0 +1,134 @@
+"""From a scenario to a problem the planner can search: names resolved, defaults filled in, the cost model bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+from ..costmodels.memory import MemoryBreakdown, train_memory
+from ..costmodels.system import System, make_system
+from ..costmodels.training import StepCost, train_step
+from ..scenarios import registry
+from ..scenarios.calibration import read_calibration
+from ..scenarios.errors import BadInput
+from ..scenarios.hardware import Accelerator, Cluster
+from ..scenarios.model import ModelSpec
+from ..scenarios.plan import Optimizer, ParallelPlan
+from ..scenarios.scenario import MAX_SEQ, Scenario
+from ..scenarios.workload import TrainWorkload
+from .engines import ENGINES, Engine, engines
+from .prune import Prices
+from .space import Asked
+
+BATCH_TOKENS = 4 * 1024**2
+BATCH_TOKENS_PER_GPU = 1024
+"""Default batch: 4 Mi tokens, or 1,024 per GPU on large clusters. Source: Llama 3 (2024), Table 4: 16 M tokens on 16,384 GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A scenario with every name looked up. ``seq_tokens = 0``: find the longest; ``global_batch = 0``: one sequence per data rank."""
+
+    scenario: Scenario
+    model: ModelSpec
+    cluster: Cluster
+    accelerator: Accelerator
+    engines: tuple[Engine, ...]
+    precisions: tuple[str, ...]
+    seq_tokens: int
+    global_batch: int
+
+    @cached_property
+    def system(self) -> System:
+        """The calibrated system under the first framework; the others share its roofline and network."""
+        path = self.scenario.calibration
+        return make_system(self.cluster, self.engines[0].priced_as, read_calibration(Path(path)) if path else None)
+
+    @cached_property
+    def _systems(self) -> dict[str, System]:
+        return {e.name: replace(self.system, framework=registry.framework(e.priced_as)) for e in self.engines}
+
+    def system_of(self, plan: ParallelPlan) -> System:
+        """The system under the framework this plan is for."""
+        return self._systems[plan.framework]
+
+    def step(self, plan: ParallelPlan, work: TrainWorkload) -> StepCost:
+        """Price a (batched) plan's step."""
+        return train_step(self.model, plan, work, self.system_of(plan))
+
+    def memory(self, plan: ParallelPlan, work: TrainWorkload) -> MemoryBreakdown:
+        """Price a (batched) plan's memory."""
+        return train_memory(self.model, plan, work, self.system_of(plan))
+
+    @property
+    def prices(self) -> Prices:
+        """The cost model for the planner's search."""
+        return Prices(model=self.model, step=self.step, memory=self.memory, index_bits=self.scenario.index_bits)
+
+    @property
+    def asked(self) -> Asked:
+        """What the space of layouts is built from."""
+        return Asked(
+            model=self.model, cluster=self.cluster, engines=self.engines, seq_tokens=self.seq_tokens, global_batch=self.global_batch,
+            micro_batch=self.scenario.micro_batch, precisions=self.precisions, optimizer=cast(Optimizer, self.scenario.optimizer),
+        )  # fmt: skip
+
+    @property
+    def usd_per_s(self) -> float:
+        """Price of the whole cluster per second; 0 when no price is known."""
+        return self.cluster.on_demand_usd_per_h / 3600 * self.cluster.n_gpus
+
+
+def resolve(scenario: Scenario) -> Problem:
+    """Look up model, GPU, cluster and frameworks and fill in the defaults; BadInput names what is unknown or cannot be."""
+    model = registry.model(scenario.model)
+    cluster = registry.cluster(scenario.cluster or scenario.gpu, scenario.n_gpus, scenario.gpus_per_node or None)
+    if scenario.host_ram_bytes:
+        cluster = replace(cluster, host_ram_bytes=scenario.host_ram_bytes)
+    if scenario.price_usd_per_h:
+        cluster = replace(cluster, on_demand_usd_per_h=scenario.price_usd_per_h)
+    if scenario.objective == "cost" and not cluster.on_demand_usd_per_h:
+        raise BadInput(f"no public price of {cluster.gpu} is known, so cost cannot be minimised; add --price USD_PER_GPU_HOUR")
+    accelerator = registry.accelerator(cluster.gpu)
+    precisions = _precisions(scenario, accelerator)
+    seq = scenario.seq_tokens
+    batch = scenario.global_batch or (0 if seq == MAX_SEQ else default_batch(seq, cluster.n_gpus))
+    _check_batch(scenario, batch)
+    return Problem(
+        scenario=scenario, model=model, cluster=cluster, accelerator=accelerator, engines=_engines(scenario, precisions),
+        precisions=precisions, seq_tokens=seq, global_batch=batch,
+    )  # fmt: skip
+
+
+def default_batch(seq_tokens: int, n_gpus: int) -> int:
+    """Sequences per step: about ``max(4 Mi, 1,024 * n_gpus)`` tokens, as a count that many layouts can divide.
+
+    At least one per GPU: ``n_gpus * 2^k`` nearest to the budget; fewer: the largest divisor of ``n_gpus`` within it.
+    """
+    wanted = max(BATCH_TOKENS, BATCH_TOKENS_PER_GPU * n_gpus) / seq_tokens
+    if wanted >= n_gpus:
+        return int(n_gpus * 2 ** round(math.log2(wanted / n_gpus)))
+    return max(d for d in range(1, max(int(wanted), 1) + 1) if n_gpus % d == 0)
+
+
+def _precisions(scenario: Scenario, accelerator: Accelerator) -> tuple[str, ...]:
+    accelerator.peak_flops_per_s(scenario.precision)
+    if scenario.allows_quant and scenario.precision == "bf16" and accelerator.fp8_flops_per_s > 0:
+        return ("bf16", "fp8")
+    return (scenario.precision,)
+
+
+def _engines(scenario: Scenario, precisions: tuple[str, ...]) -> tuple[Engine, ...]:
+    usable = tuple(e for e in engines(scenario.framework) if set(e.precisions) & set(precisions))
+    if not usable:
+        able = [e.name for e in ENGINES.values() if scenario.precision in e.precisions]
+        raise BadInput(f"framework={scenario.framework} has no {scenario.precision} training; legal: {', '.join(able)}")
+    return usable
+
+
+def _check_batch(scenario: Scenario, batch: int) -> None:
+    if batch and scenario.micro_batch and batch % scenario.micro_batch:
+        raise BadInput(f"micro_batch={scenario.micro_batch} does not divide global_batch={batch}; make one a multiple of the other")
