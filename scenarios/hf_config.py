@@ -23,7 +23,7 @@ _KEYS = {
     "vocab": ("vocab_size", "padded_vocab_size"),
     "max_seq_tokens": ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length", "max_seq_len"),
     "n_experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "ffn_config.moe_num_experts"),
-    "top_k": ("num_experts_per_tok", "moe_topk", "moe_k", "ffn_config.moe_top_k"),
+    "top_k": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts", "ffn_config.moe_top_k"),
     "moe_ffn_hidden": ("moe_intermediate_size",),
     "n_shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
     "shared_ffn_hidden": ("shared_expert_intermediate_size", "shared_intermediate_size"),
@@ -80,7 +80,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 _FOUR_TIMES = {"gpt2", "gpt_neo", "gptj", "gpt_bigcode", "bloom", "falcon", "RefinedWeb", "mpt"}
 _NOT_DECODERS = {"bert", "roberta", "distilbert", "albert", "electra", "deberta", "deberta-v2", "t5", "bart", "vit", "clip", "whisper"}
-_STATE_SPACE = ("ssm_cfg", "mamba_d_state", "state_size", "d_state", "linear_num_value_heads", "hybrid_override_pattern")
+_STATE_SPACE = ("ssm_", "mamba_", "state_size", "d_state", "linear_num_value_heads", "linear_attn_config", "hybrid_override_pattern")
 
 
 def read(path: Path) -> ModelSpec:
@@ -89,7 +89,7 @@ def read(path: Path) -> ModelSpec:
     if path.is_dir() and not file.exists():
         raise BadFile(f"{path}: this folder holds no config.json; give a Hugging Face model folder or the file itself")
     try:
-        config = json.loads(read_text(file, MAX_CONFIG_BYTES), object_pairs_hook=_unique, parse_constant=_refuse)
+        config = json.loads(read_text(file, MAX_CONFIG_BYTES), object_pairs_hook=_unique)
     except BadInput as error:
         raise BadFile(str(error) if str(file) in str(error) else f"{file}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -181,7 +181,7 @@ def _refuse_other_kinds(table: _Table, kind: str) -> None:
         raise BadInput(f"model_type {kind or 'not given'!r} of {table.name} is not a decoder-only language model; only those are priced")
     types = table.raw("layer_types")
     odd = [t for t in types if t not in ("full_attention", "sliding_attention", "chunked_attention")] if isinstance(types, list) else []
-    found = next((key for key in _STATE_SPACE if table.raw(key) is not None), f"layer type {reprlib.repr(odd[0])}" if odd else "")
+    found = next((key for key in table.data if key.startswith(_STATE_SPACE)), f"layer type {reprlib.repr(odd[0])}" if odd else "")
     if found:
         raise BadInput(f"{table.name} has layers that are not softmax attention ({found}); only attention decoders are priced")
 
@@ -276,7 +276,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise BadInput(f"the key {twice[:80]!r} is given twice")
     return table
-
-
-def _refuse(constant: str) -> Any:
-    raise BadInput(f"{constant} is not a number that JSON or a model can have")
