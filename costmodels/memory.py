@@ -59,6 +59,11 @@ def train_memory(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, syst
     )  # fmt: skip
 
 
+def stage_memory(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system: System, stage: str) -> dict[str, Floats]:
+    """Bytes by component, and their ``total``, on a rank of the ``"first"`` or ``"last"`` stage: rows of the planner's integer program."""
+    return _stage(model, plan, shard(model, plan, work), system, stage)
+
+
 def _stage(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, stage: str) -> dict[str, Floats]:
     fw = system.framework
     params = stage_params(model, plan, cut, stage)
