@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from ..scenarios import registry
-from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
 from ..scenarios.model import ModelSpec
 from ..scenarios.plan import CpKind, ParallelPlan, Recompute, Schedule, Sharding
 from ..scenarios.workload import TrainWorkload
+from .training_model import CannotPriceError, model_of
+from .training_published import published_step_s
 from .training_rows import TrainingRun
 from .training_sources import SourceRule, rule_of
 
 SHARDING: dict[str, tuple[Sharding, int]] = {
-    "none": ("ddp", 0), "zero1": ("zero", 1), "distopt": ("zero", 1), "zero2": ("zero", 2), "zero3": ("zero", 3),
-    "fsdp": ("fsdp", 3), "hsdp": ("hsdp", 3),
-}  # fmt: skip
+    "none": ("ddp", 0),
+    "zero1": ("zero", 1),
+    "distopt": ("zero", 1),
+    "zero2": ("zero", 2),
+    "zero3": ("zero", 3),
+    "fsdp": ("fsdp", 3),
+    "hsdp": ("hsdp", 3),
+}
 CP_KINDS: dict[str, CpKind] = {
-    "ring": "zigzag", "p2p": "zigzag", "zigzag": "zigzag", "ulysses": "ulysses", "a2a": "ulysses", "allgather": "allgather",
-    "all_gather": "allgather", "a2a+p2p": "ulysses-ring", "none": "zigzag", "": "zigzag",
-}  # fmt: skip
+    "ring": "zigzag",
+    "p2p": "zigzag",
+    "zigzag": "zigzag",
+    "ulysses": "ulysses",
+    "a2a": "ulysses",
+    "allgather": "allgather",
+    "all_gather": "allgather",
+    "a2a+p2p": "ulysses-ring",
+    "none": "zigzag",
+    "": "zigzag",
+}
 """Published words -> kinds. Megatron's ring balances the causal mask as zigzag; an unnamed one is taken as such."""
 PRECISIONS = {"": "", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "nvfp4", "fp32": "fp32", "tf32": "tf32"}
 
@@ -41,10 +56,6 @@ class Setting:
     published_peak_bytes: float | None
 
 
-class CannotPriceError(BadInput):
-    """A run that lacks what a price needs; the message says what."""
-
-
 def setting_of(run: TrainingRun) -> Setting:
     """What this run ran, by its cells and its source's rule; CannotPriceError says what is missing or contradictory."""
     rule = rule_of(run.source)
@@ -59,48 +70,16 @@ def setting_of(run: TrainingRun) -> Setting:
     micro, accum = _micro_batches(run, rule, batch, dp)
     plan = _plan(run, rule, model, tp=tp, pp=pp, cp=cp, dp=dp, micro=micro, accum=accum)
     return Setting(
-        run=run, rule=rule, model=model, cluster=cluster_of(run, rule, n_gpus), plan=plan,
-        work=TrainWorkload(seq_tokens=seq, global_batch=batch), tuned=rule.tuned and run.micro_batch is None,
-        published_step_s=published_step_s(run, rule), published_peak_bytes=run.peak_mem_gb * rule.gb if run.peak_mem_gb else None,
-    )  # fmt: skip
-
-
-def model_of(run: TrainingRun, rule: SourceRule) -> ModelSpec:
-    """The registry's model where name and stated sizes agree with it (it knows head dims, MLA, windows), else one built from the cells."""
-    if re.search(r"mamba|hybrid", run.notes, re.I) or run.model.startswith(("nemotron-3-", "nemotron3")):
-        raise CannotPriceError("hybrid Mamba layers: the cost model has none")
-    name = re.sub(r"-(sft|lora|pretrain)$", "", run.model.lower())
-    known = registry.find("models", name)
-    if known:
-        spec = registry.model(known)
-        stated = ((run.layers, spec.n_layers), (run.hidden, spec.hidden), (run.heads, spec.n_heads))
-        if all(cell is None or cell == own for cell, own in stated):
-            return spec
-    missing = [c for c in ("layers", "hidden", "heads", "ffn") if not getattr(run, c)]
-    if missing:
-        raise CannotPriceError(f"shape not stated ({', '.join(missing)}) and {run.model} is not in the registry")
-    if run.num_experts and not run.kv_heads:
-        raise CannotPriceError("MLA sizes not stated and the model is not in the registry")
-    if run.num_experts and not (run.top_k and run.moe_ffn):
-        raise CannotPriceError("expert sizes not stated and the model is not in the registry")
-    return _spec(run, rule)
-
-
-def _spec(run: TrainingRun, rule: SourceRule) -> ModelSpec:
-    layers, hidden, heads, ffn = (int(getattr(run, c)) for c in ("layers", "hidden", "heads", "ffn"))
-    vocab = run.vocab or rule.vocab
-    if not vocab:
-        raise CannotPriceError("vocabulary not stated")
-    if hidden % heads:
-        raise CannotPriceError(f"heads={heads} does not divide hidden={hidden}")
-    experts = run.num_experts or 0
-    return ModelSpec(
-        name=run.model, source=run.source, n_layers=layers, hidden=hidden, n_heads=heads, n_kv_heads=run.kv_heads or heads,
-        head_dim=hidden // heads, ffn_hidden=ffn, vocab=vocab, gated_mlp=bool(run.gated_mlp), tied_embeddings=rule.tied,
-        position=rule.position, norm=rule.norm, linear_bias=rule.bias, qkv_bias=rule.bias, max_seq_tokens=run.seq_len or rule.seq_tokens or 2048,
-        n_experts=experts, top_k=run.top_k or 0 if experts else 0, moe_ffn_hidden=run.moe_ffn or 0 if experts else 0,
-        n_shared_experts=run.shared_experts or 0 if experts else 0,
-    )  # fmt: skip
+        run=run,
+        rule=rule,
+        model=model,
+        cluster=cluster_of(run, rule, n_gpus),
+        plan=plan,
+        work=TrainWorkload(seq_tokens=seq, global_batch=batch),
+        tuned=rule.tuned and run.micro_batch is None,
+        published_step_s=published_step_s(run, rule),
+        published_peak_bytes=run.peak_mem_gb * rule.gb if run.peak_mem_gb else None,
+    )
 
 
 def _ranks(run: TrainingRun) -> tuple[int, int, int, int, int]:
@@ -123,7 +102,9 @@ def _micro_batches(run: TrainingRun, rule: SourceRule, batch: int, dp: int) -> t
     return micro, max(1, -(-batch // (dp * micro)))
 
 
-def _plan(run: TrainingRun, rule: SourceRule, model: ModelSpec, *, tp: int, pp: int, cp: int, dp: int, micro: int, accum: int) -> ParallelPlan:
+def _plan(
+    run: TrainingRun, rule: SourceRule, model: ModelSpec, *, tp: int, pp: int, cp: int, dp: int, micro: int, accum: int
+) -> ParallelPlan:
     sharding, stage = SHARDING.get(run.sharding or rule.sharding, ("zero", 1))
     if rule.framework == "llm-foundry" and stage == 2:
         sharding = "fsdp"
@@ -134,14 +115,31 @@ def _plan(run: TrainingRun, rule: SourceRule, model: ModelSpec, *, tp: int, pp: 
     first, last = uneven_layers(run, rule, model, pp)
     notes = run.notes.lower()
     return ParallelPlan(
-        dp=dp, tp=tp, pp=pp, vpp=vpp, cp=cp, cp_kind=kind, cp_inner=min(cp, max(1, per_node // tp)) if kind == "ulysses-ring" else 1,
-        ep=(run.ep or 1) if model.n_experts else 1, zero_stage=stage, sharding=sharding, hsdp_group=min(per_node, dp) if sharding == "hsdp" else 0,
-        micro_batch=micro, grad_accum=accum, layers_first=first, layers_last=last, schedule=schedule,
+        dp=dp,
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        cp=cp,
+        cp_kind=kind,
+        cp_inner=min(cp, max(1, per_node // tp)) if kind == "ulysses-ring" else 1,
+        ep=(run.ep or 1) if model.n_experts else 1,
+        zero_stage=stage,
+        sharding=sharding,
+        hsdp_group=min(per_node, dp) if sharding == "hsdp" else 0,
+        micro_batch=micro,
+        grad_accum=accum,
+        layers_first=first,
+        layers_last=last,
+        schedule=schedule,
         sequence_parallel=_first_stated(run.seq_parallel, rule.seq_parallel, int(tp > 1)),
-        recompute=_recompute(run, rule), precision=_precision(run, rule), attention=_attention(run, rule), framework=rule.framework,
-        lora_rank=16 if run.model.endswith("-lora") else 0, expandable_segments=rule.prefix == "ALST" or "expandable" in notes,
+        recompute=_recompute(run, rule),
+        precision=_precision(run, rule),
+        attention=_attention(run, rule),
+        framework=rule.framework,
+        lora_rank=16 if run.model.endswith("-lora") else 0,
+        expandable_segments=rule.prefix == "ALST" or "expandable" in notes,
         **_offload(run, rule),
-    )  # fmt: skip
+    )
 
 
 def _first_stated(*choices: int | None) -> int:
@@ -162,25 +160,29 @@ def _precision(run: TrainingRun, rule: SourceRule) -> str:
     return stated or rule.precision
 
 
-def _attention(run: TrainingRun, rule: SourceRule) -> str:
+def _attention(run: TrainingRun, rule: SourceRule) -> Literal["flash", "unfused"]:
     return "unfused" if (run.attention or rule.attention) == "unfused" else "flash"
 
 
-def _offload(run: TrainingRun, rule: SourceRule) -> dict[str, int]:
+def _offload(run: TrainingRun, rule: SourceRule) -> dict[str, Any]:
     """What lives in host memory, and ALST's tiling, read from the offload cell and the recipe's own words."""
     notes, word = run.notes.lower(), run.offload.lower()
     if rule.prefix != "ALST":
         both = word == "both"
         return {
-            "offload_optimizer": int(both or "optim" in word), "offload_params": int(both or "param" in word),
+            "offload_optimizer": int(both or "optim" in word),
+            "offload_params": int(both or "param" in word),
             "offload_activations": int("activ" in word),
-        }  # fmt: skip
+        }
     plain = "baseline" in notes
     listed = "liger" in notes and "tiled mlp" not in notes
     return {
-        "offload_optimizer": 1, "offload_params": int("param offload" in notes and run.num_gpus == 1), "offload_activations": int(word == "both"),
-        "fused_loss": int(not plain), "tiled_mlp": int(not (plain or listed or "no tiled" in notes)),
-    }  # fmt: skip
+        "offload_optimizer": 1,
+        "offload_params": int("param offload" in notes and run.num_gpus == 1),
+        "offload_activations": int(word == "both"),
+        "fused_loss": int(not plain),
+        "tiled_mlp": int(not (plain or listed or "no tiled" in notes)),
+    }
 
 
 def uneven_layers(run: TrainingRun, rule: SourceRule, model: ModelSpec, pp: int) -> tuple[int, int]:
@@ -219,32 +221,3 @@ def cluster_of(run: TrainingRun, rule: SourceRule, n_gpus: int) -> Cluster:
     else:
         stem = gpu
     return registry.cluster(stem, n_gpus, run.gpus_per_node)
-
-
-def published_step_s(run: TrainingRun, rule: SourceRule) -> float | None:
-    """Seconds of a step: as stated, or from hardware TFLOPs by ``96 B s l h² (1 + s/6h + V/16lh)``; None if neither or too coarse.
-
-    Source: Narayanan et al. 2021, equation 3 (the recomputed forward is counted).
-    """
-    if run.tokens_per_s_per_gpu is not None and run.tokens_per_s_per_gpu < rule.min_tokens_per_s:
-        return None
-    if run.step_time_s:
-        return run.step_time_s
-    if rule.flops == "hardware" and run.tflops_per_gpu and run.global_batch_seqs and run.num_gpus and run.layers and run.hidden and run.seq_len:
-        h, layers, s, vocab = run.hidden, run.layers, run.seq_len, run.vocab or rule.vocab
-        flops = 96.0 * run.global_batch_seqs * s * layers * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
-        return flops / (run.num_gpus * run.tflops_per_gpu * 1e12)
-    return None
-
-
-def feasibility(run: TrainingRun) -> bool | None:
-    """True: it ran; False: clearly measured out of device memory; None: no usable label ("crash/oom" does not tell which)."""
-    notes = run.notes
-    if re.search(r"crash/oom", notes, re.I):
-        return None
-    vague = re.sub(r"close to oom|(?:brink of |at )?(?:cpu|host)[ -]oom|no oom|not oom", "", notes, flags=re.I)
-    if re.search(r"\boom\b|out of memory|\boomed\b", vague, re.I):
-        return False
-    if re.search(r"fail|crash|hang", notes, re.I):
-        return None
-    return True if run.step_time_s or run.tflops_per_gpu or run.peak_mem_gb or "max seq" in notes or "feasibility" in notes else None

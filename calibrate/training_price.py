@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,13 @@ from ..costmodels.training import StepCost, train_step
 from ..scenarios.errors import RoofplanError
 from ..scenarios.plan import ParallelPlan
 from ..scenarios.workload import TrainWorkload
-from .training_plan import Setting, feasibility, setting_of
+from .training_plan import Setting, setting_of
+from .training_published import feasibility
 from .training_rows import TrainingRun
 
-NUMBERS = tuple(f.name for f in dataclasses.fields(ParallelPlan) if isinstance(f.default, int) and f.name not in ("lora_rank", "expandable_segments"))
+NUMBERS = tuple(
+    f.name for f in dataclasses.fields(ParallelPlan) if isinstance(f.default, int) and f.name not in ("lora_rank", "expandable_segments")
+)
 """Fields of a plan that may be arrays."""
 TUNED_MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 TUNED_VPP = (1, 2, 3, 4, 5, 6, 8, 10)
@@ -85,14 +89,16 @@ def _price_group(group: list[Setting]) -> list[Priced | Skipped]:
 def _price_batch(group: list[Setting]) -> list[Priced]:
     plan = batch_of([s.plan for s in group])
     work = TrainWorkload(
-        seq_tokens=np.array([s.work.seq_tokens for s in group], np.int64), global_batch=np.array([s.work.global_batch for s in group], np.int64)
+        seq_tokens=np.array([s.work.seq_tokens for s in group], np.int64),
+        global_batch=np.array([s.work.global_batch for s in group], np.int64),
     )
     step, memory = price(group[0], plan, work, max(s.cluster.n_gpus for s in group))
     seconds, fits = _each(step.step_time_s, len(group)), _each(memory.fits, len(group))
     peak = _each(measured_bytes(memory, group[0].rule.measures), len(group))
     return [
-        Priced(setting=s, step_s=float(seconds[i]), peak_bytes=float(peak[i]), fits=bool(fits[i]), ran=feasibility(s.run)) for i, s in enumerate(group)
-    ]  # fmt: skip
+        Priced(setting=s, step_s=float(seconds[i]), peak_bytes=float(peak[i]), fits=bool(fits[i]), ran=feasibility(s.run))
+        for i, s in enumerate(group)
+    ]
 
 
 def _price_tuned(s: Setting) -> list[Priced]:
@@ -119,7 +125,8 @@ def _price_tuned(s: Setting) -> list[Priced]:
 
 def batch_of(plans: list[ParallelPlan]) -> ParallelPlan:
     """Many plans with equal text fields as one plan of arrays."""
-    return dataclasses.replace(plans[0], **{name: np.array([getattr(p, name) for p in plans], np.int64) for name in NUMBERS})
+    columns: dict[str, Any] = {name: np.array([getattr(p, name) for p in plans], np.int64) for name in NUMBERS}
+    return dataclasses.replace(plans[0], **columns)
 
 
 def price(s: Setting, plan: ParallelPlan, work: TrainWorkload, n_gpus: int) -> tuple[StepCost, MemoryBreakdown]:

@@ -85,7 +85,8 @@ def read_runs(path: Path) -> list[TrainingRun]:
     try:
         header = [name.strip().lstrip("\ufeff") for name in next(reader, [])]
         _check_header(path, header)
-        runs, seen = [], dict[str, int]()
+        runs: list[TrainingRun] = []
+        seen: dict[str, int] = {}
         for cells in reader:
             if not cells or cells == [""]:
                 continue
