@@ -26,8 +26,8 @@ class UnknownName(BadInput):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.4) or names[:8]
-        super().__init__(f"unknown {kind} {name!r}; nearest: {', '.join(near)} ({len(names)} known)")
+        near = difflib.get_close_matches(name[:80].lower(), names, n=4, cutoff=0.4) or names[:8]
+        super().__init__(f"unknown {kind} {name[:80]!r}; nearest: {', '.join(near)} ({len(names)} known)")
 
 
 class BadFile(BadInput):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,19 @@ _STATE_SPACE = ("ssm_", "mamba_", "state_size", "d_state", "linear_num_value_hea
 
 def read(path: Path) -> ModelSpec:
     """The model of a ``config.json`` or of the folder that holds one; raises BadFile or BadInput, one sentence, for anything else."""
-    file = path / "config.json" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
+    file = path / "config.json" if os.path.isdir(path) else path
+    if file != path and not file.exists():
         raise BadFile(f"{path}: this folder holds no config.json; give a Hugging Face model folder or the file itself")
     try:
         config = json.loads(read_text(file, MAX_CONFIG_BYTES), object_pairs_hook=_unique)
+    except BadFile:
+        raise
     except BadInput as error:
-        raise BadFile(str(error) if str(file) in str(error) else f"{file}: {error}") from None
+        raise BadFile(f"{file}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{file}: not valid JSON: {error}") from None
-    return parse(config, file.resolve().parent.name or "model")
+    folder = "".join(c if c.isalnum() or c in "._-" else "-" for c in file.resolve().parent.name)
+    return parse(config, folder[:80] or "model")
 
 
 def parse(config: Any, name: str) -> ModelSpec:

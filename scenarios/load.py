@@ -94,13 +94,12 @@ def _load_cached(cls: type[T], path: Path) -> T:
     return load(cls, path)
 
 
-def by_name(cls: type[T], folder: str, name: str, kind: str, aliases: dict[str, str] | None = None) -> T:
-    """Registry look-up: the file ``scenarios/<folder>/**/<name>.toml``, aliases first; UnknownName lists the nearest."""
+def by_name(cls: type[T], folder: str, name: str, kind: str) -> T:
+    """Registry look-up: the file ``scenarios/<folder>/**/<name>.toml``; UnknownName lists the nearest. Aliases: ``registry.find``."""
     known = names(folder)
-    key = (aliases or {}).get(name.lower(), name.lower())
-    if key not in known:
+    if name.lower() not in known:
         raise UnknownName(kind, name, known.keys())
-    return _load_cached(cls, known[key])  # type: ignore[arg-type]
+    return _load_cached(cls, known[name.lower()])  # type: ignore[arg-type]
 
 
 @cache

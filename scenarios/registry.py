@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -26,10 +27,11 @@ def model(name_or_path: str) -> ModelSpec:
     stem = "" if name_or_path.startswith((".", "/", "~")) else find("models", name_or_path)
     if stem:
         return by_name(ModelSpec, "models", stem, "model")
-    path = Path(name_or_path).expanduser() if name_or_path.startswith("~/") else Path(name_or_path)
-    if path.suffix == ".toml" and _exists(path):
+    text = os.path.expanduser(name_or_path)
+    path = Path(text)
+    if path.suffix == ".toml" and os.path.exists(text):
         return load(ModelSpec, path)
-    if _exists(path) or path.suffix == ".json" or name_or_path.startswith((".", "/", "~")):
+    if os.path.exists(text) or path.suffix == ".json" or name_or_path.startswith((".", "/", "~")):
         return hf_config.read(path)
     raise UnknownName("model", name_or_path, names("models"))
 
@@ -105,14 +107,3 @@ def _first_cluster_of(gpu: str) -> str:
         if by_name(Cluster, "clusters", stem, "cluster").gpu == gpu:
             return stem
     raise BadInput(f"no cluster of {gpu} is known; add scenarios/clusters/{gpu}.toml, or name one of {', '.join(names('clusters'))}")
-
-
-def _exists(path: Path) -> bool:
-    """Whether the path names anything; a name too long for the system, say, does not."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-__all__ = ["accelerator", "cluster", "find", "framework", "link", "model"]
