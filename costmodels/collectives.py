@@ -14,6 +14,11 @@ from .arrays import Array, Reals, as_floats
 WIRE = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0}
 """Bytes each rank sends per byte of message, times ``(n−1)/n``: the bus-bandwidth convention of nccl-tests."""
 
+HOP_LATENCIES = 4.3
+"""One step of a collective between nodes (proxy, write, flag, acknowledgement) in one-way link latencies. Source: two nodes of A100 on
+InfiniBand take 28 to 40 us longer than one for a small all-reduce (Vidur's network tables: 2 tree hops of 3.3 us links), and each of the
+15 and 31 ring steps of tensor parallelism over 2 and 4 EFA nodes takes 45 to 55 us (fitted rows of the nanotron grid; 10.9 us links)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
@@ -51,7 +56,7 @@ class Network:
         size, step = np.broadcast_arrays(*as_floats(n_bytes, stride))
         inside = step < self.cluster.gpus_per_node
         near = self._level_s("p2p", size, np.full(size.shape, 2.0))
-        far = self._cross_s("p2p", size, np.full(size.shape, 2.0), self._nic_share())
+        far = self._cross_s("p2p", size, 1.0, self._nic_share())
         return np.where(size > 0, np.where(inside, near, far), 0.0)
 
     def floor_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
@@ -69,9 +74,12 @@ class Network:
         if not np.any(nodes > 1):
             price = self._level_s(op, size, n)
         elif op == "all_to_all":
-            price = np.where(nodes > 1, self._level_s(op, size * r / n, r) + self._cross_s(op, size * (n - r) / n, n, self._nic_share()), self._level_s(op, size, n))
+            price = np.where(nodes > 1, self._level_s(op, size * r / n, r) + self._cross_s(op, size * (n - r) / n, nodes - 1, self._nic_share()), self._level_s(op, size, n))
         else:
-            across = self._cross_s(op, WIRE[op] * size / r * (nodes - 1) / nodes, nodes, self._nic_share())
+            # a ring's link between nodes passes n - 1 chunks one after another; an all-reduce may take a tree instead
+            tree = 2 * np.log2(np.maximum(nodes, 2))
+            hops = np.minimum(2 * (n - 1), tree) if op == "all_reduce" else n - 1
+            across = self._cross_s(op, WIRE[op] * size / r * (nodes - 1) / nodes, hops, self._nic_share())
             price = np.where(nodes > 1, self._level_s(op, size, r) + across, self._level_s(op, size, n))
         price = np.maximum(price, self.floor_s(op, size, n, step))
         return np.where((n > 1) & (size > 0), price, 0.0)
@@ -98,11 +106,10 @@ class Network:
         c = self.calibration.fit(f"collective.{op}").coefficients
         return _unpack(tuple(sorted(c.items())))
 
-    def _cross_s(self, op: str, sent: Array, n: Array, share: float) -> Array:
-        """Across nodes: ``latency·log2(n) + bytes / (NIC share · achieved fraction)``."""
+    def _cross_s(self, op: str, sent: Array, hops: Reals, share: float) -> Array:
+        """Across nodes: ``hops · HOP_LATENCIES · link latency + bytes / (NIC share · achieved fraction)``."""
         c = self.calibration.fit(f"internode.{op}", "internode.all_reduce").coefficients
-        hops = np.log2(np.maximum(n, 2))
-        out: Array = c["latency_s"] * hops + sent / (share * c["link_frac"])
+        out: Array = HOP_LATENCIES * self.inter.latency_s * as_floats(hops)[0] + sent / (share * c["link_frac"])
         return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +33,24 @@ def data_parallel_time(plan: ParallelPlan, system: System, params: StageParams) 
     dense, expert = data_ranks(plan)
     stride = np.asarray(plan.tp, float)
     expert_stride = np.asarray(plan.ep, float) * np.asarray(plan.expert_tp, float)
-    grad = float(system.framework.grad_dtype_bytes)
-    net = system.network
+    net, fw = system.network, system.framework
+    grad, bucket = float(fw.grad_dtype_bytes), fw.bucket_bytes
     group = np.minimum(dense, np.asarray(plan.hsdp_group, float)) if plan.sharding == "hsdp" else dense
 
     def gather(width: float) -> Floats:
-        return net.all_gather_s(width * params.dense, group, stride) + net.all_gather_s(width * params.expert, expert, expert_stride)
+        return sent(net.all_gather_s, width, params.dense, group, stride) + sent(net.all_gather_s, width, params.expert, expert, expert_stride)
 
     def scatter(width: float) -> Floats:
-        return net.reduce_scatter_s(width * params.dense, group, stride) + net.reduce_scatter_s(width * params.expert, expert, expert_stride)
+        return sent(net.reduce_scatter_s, width, params.dense, group, stride) + sent(net.reduce_scatter_s, width, params.expert, expert, expert_stride)
 
-    reduce = net.all_reduce_s(grad * params.dense, dense, stride) + net.all_reduce_s(grad * params.expert, expert, expert_stride)
+    def sent(call: Callable[..., Floats], width: float, n_params: Floats, ranks: Floats, step: Floats, bucket: float = fw.shard_bucket_bytes) -> Floats:
+        """The message in buckets, each paying the latency of its own collective."""
+        unit = np.where(zero >= 3, width * (params.layer_dense + params.layer_expert), bucket)
+        n = np.maximum(np.ceil(width * n_params / unit), 1.0)
+        return n * call(width * n_params / n, ranks, step)
+
+    reduce = sent(net.all_reduce_s, grad, params.dense, dense, stride, bucket)
+    reduce = reduce + sent(net.all_reduce_s, grad, params.expert, expert, expert_stride, bucket)
     whole = np.where(zero >= 3, 1.0, 0.0)
     each_reduce = scatter(min(grad, 2.0))
     across = 0.0
@@ -53,6 +61,15 @@ def data_parallel_time(plan: ParallelPlan, system: System, params: StageParams) 
     return DataParallelTime(
         gather_forward_s=whole * gather(2.0), gather_backward_s=whole * gather(2.0), reduce_each_s=whole * each_reduce, once_s=once
     )
+
+
+def accumulate_time(plan: ParallelPlan, system: System, params: StageParams) -> Floats:
+    """Seconds per micro-batch to add 16-bit gradients into the running sum: read both, write one. One micro-batch needs no sum."""
+    if plan.lora_rank or plan.optimizer == "mezo":
+        return np.zeros_like(params.dense)
+    held = np.where(np.asarray(plan.zero_stage) >= 2, 1 / data_ranks(plan)[0], 1.0)
+    moved = (params.dense + params.expert) * held * (2.0 + 2 * system.framework.grad_dtype_bytes) * system.framework.accumulate_passes
+    return np.where(np.asarray(plan.grad_accum) > 1, system.roofline.stream_s(moved), 0.0)
 
 
 def optimizer_time(plan: ParallelPlan, system: System, params: StageParams) -> Floats:

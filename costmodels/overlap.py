@@ -11,7 +11,7 @@ SLOWDOWN = 0.1256
 Source: Galvatron's measured overlap coefficient 1.1256 on A100 (hardware_configs of its repository)."""
 
 
-def exposed(comm_s: Floats, compute_s: Floats, hidden_frac: float) -> Floats:
+def exposed(comm_s: Floats, compute_s: Floats, hidden_frac: Floats) -> Floats:
     """Seconds a message adds to a stretch of compute that can hide up to ``hidden_frac`` of its own length.
 
     ``comm - h + SLOWDOWN * h`` with ``h = min(comm, hidden_frac * compute)``; never negative.

@@ -23,13 +23,13 @@ class System:
     network: Network
 
 
-def make_system(cluster: Cluster, framework: str, calibration: Calibration | None = None) -> System:
+def make_system(cluster: Cluster, framework: str | Framework, calibration: Calibration | None = None) -> System:
     """Look up the card, links and framework of a cluster and calibrate them; UnknownName if a name is not in the registry."""
     accelerator = registry.accelerator(cluster.gpu)
     if calibration is None:
         calibration = load_calibration(accelerator)
     intra, inter = registry.link(cluster.intra), registry.link(cluster.inter)
     return System(
-        accelerator=accelerator, cluster=cluster, framework=registry.framework(framework),
+        accelerator=accelerator, cluster=cluster, framework=registry.framework(framework) if isinstance(framework, str) else framework,
         roofline=Roofline(accelerator, calibration, registry.link(cluster.host_link).bytes_per_s), network=Network(cluster, accelerator, intra, inter, calibration),
     )  # fmt: skip

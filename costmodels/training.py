@@ -11,7 +11,7 @@ from ..scenarios.plan import ParallelPlan
 from ..scenarios.workload import TrainWorkload
 from .activations import layer_saved
 from .context import half
-from .data_parallel import data_parallel_time, optimizer_time
+from .data_parallel import accumulate_time, data_parallel_time, optimizer_time
 from .flops import train_flops
 from .layer_time import LayerTime, layer_time
 from .op import Floats, Gemm, Stream, price
@@ -63,7 +63,8 @@ def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system
     """
     cut = shard(model, plan, work)
     layer = layer_time(model, plan, cut, system)
-    stage = _stage_time(model, plan, cut, system, layer)
+    params = stage_params(model, plan, cut, "first")
+    stage = _stage_time(model, plan, cut, system, layer, accumulate_time(plan, system, params))
     m, pp = np.asarray(plan.grad_accum, float), np.asarray(plan.pp, float)
     p2p = _p2p(model, plan, cut, system)
     pipe = span(plan.schedule, plan.pp, plan.vpp, plan.grad_accum, stage["fwd"], stage["bwd"], stage["wgrad"], p2p)
@@ -71,7 +72,6 @@ def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system
     # the fill and drain pass each stage once: stages lighter than the slowest shorten them
     spare = np.where(pp > 1, (pp - 1) * (worst - stage["mean"]) / np.asarray(plan.vpp, float), 0.0)
     bubble = np.maximum(pipe.bubble_s - spare, 0.0)
-    params = stage_params(model, plan, cut, "first")
     dp_s = _exposed_dp(plan, system, params, stage, m)
     overhead = _overhead(plan, system, cut, m, worst)
     parts = {
@@ -91,7 +91,9 @@ def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system
     )  # fmt: skip
 
 
-def _stage_time(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, layer: LayerTime) -> dict[str, Floats]:
+def _stage_time(
+    model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, layer: LayerTime, accumulate: Floats
+) -> dict[str, Floats]:
     """The slowest stage's micro-batch: forward, input- and weight-gradient seconds with exposed messages inside, and their parts."""
     head_f, head_b, head_w, head_flops = _head(model, plan, cut, system)
     embed = price(Stream(n_bytes=3 * BYTES * cut.sp_tokens * model.hidden), system)
@@ -104,7 +106,7 @@ def _stage_time(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System
     head = with_head.astype(float)
     emb = alone.astype(float) * embed
     copy_f, copy_b = _offload(model, plan, cut, system, layer, n)
-    compute_f, compute_b, compute_w = n * layer.fwd_s + head * head_f + emb, n * layer.bwd_s + head * head_b + emb, n * layer.wgrad_s + head * head_w
+    compute_f, compute_b, compute_w = n * layer.fwd_s + head * head_f + emb, n * layer.bwd_s + head * head_b + emb, n * layer.wgrad_s + head * head_w + accumulate
     comm_f = n * (layer.tp_fwd_s + layer.cp_fwd_s + layer.ep_fwd_s) + copy_f
     comm_b = n * (layer.tp_bwd_s + layer.cp_bwd_s + layer.ep_bwd_s) + copy_b
     mean = (model.n_layers * one + last_extra + first_extra) / np.asarray(plan.pp, float)
@@ -125,7 +127,7 @@ def _head(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System) -> t
     dtype = half(plan)
     forward, grad = (price(Gemm(m=n, n=a, k=b, dtype=dtype), system) for a, b in ((vocab, h), (h, vocab)))
     weight = 0.0 * grad if plan.lora_rank else price(Gemm(m=vocab, n=h, k=n, dtype=dtype), system)
-    per_element = np.where(np.asarray(plan.fused_loss) > 0, 4.0, 2 * system.framework.logits_bytes_per_element)
+    per_element = np.where(np.asarray(plan.fused_loss) > 0, 4.0, system.framework.loss_passes * system.framework.logits_bytes_per_element)
     loss = price(Stream(n_bytes=per_element * n * vocab), system)
     if plan.optimizer == "mezo":
         return forward + loss / 2, 0.0 * grad, 0.0 * grad, 2.0 * n * vocab * h
@@ -155,7 +157,8 @@ def _exposed_dp(plan: ParallelPlan, system: System, params: object, stage: dict[
     t = data_parallel_time(plan, system, params)  # type: ignore[arg-type]
     frac = system.framework.overlap_dp_frac
     each = exposed(t.gather_forward_s, stage["fwd"], frac) + exposed(t.gather_backward_s + t.reduce_each_s, stage["bwd"] + stage["wgrad"], frac)
-    return m * each + exposed(t.once_s, stage["bwd"] + stage["wgrad"], frac)
+    once = np.where(np.asarray(plan.zero_stage) == 0, frac, system.framework.overlap_shard_frac)
+    return m * each + exposed(t.once_s, stage["bwd"] + stage["wgrad"], once)
 
 
 def _overhead(plan: ParallelPlan, system: System, cut: Shard, m: Floats, worst: Floats) -> Floats:
