@@ -12,7 +12,8 @@ from ..scenarios.plan import CpKind, Recompute, Schedule, Sharding
 class Engine:
     """The mainline switches of one framework, priced by the data file ``priced_as``; ``source`` says where they were read.
 
-    Tuples list legal values of a plan's field. ``sharding`` pairs a kind with the ZeRO stages it offers. ``max_stage_with_pp`` is the highest stage a pipeline allows.
+    Tuples list legal values of a plan's field. ``sharding`` pairs a kind with the ZeRO stages it offers; ``max_stage_with_pp`` is the
+    highest of them under a pipeline. ``partial_recompute``: some layers of a stage may recompute and the others keep all.
     ``ulysses_replicates_kv``: the all-to-all copies KV heads when there are fewer than ranks.
     """
 
@@ -43,6 +44,7 @@ DEEPSPEED = Engine(
     sharding=(("zero", (0, 1, 2, 3)),),
     cp_kinds=("ulysses",),
     ulysses_replicates_kv=True,
+    recompute=("none", "full", "remat"),
     partial_recompute=True,
     offload_optimizer=(0, 1),
     offload_params=(0, 1),
@@ -84,7 +86,7 @@ FSDP2 = Engine(
     name="fsdp2",
     priced_as="fsdp2",
     sharding=(("fsdp", (3,)), ("hsdp", (3,))),
-    recompute=("none", "full"),
+    recompute=("none", "full", "remat"),
     tp=True,
     partial_recompute=True,
     offload_activations=(0, 1),

@@ -22,22 +22,31 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """The cost model as the planner sees it: two functions of a (batched) plan and workload, and the limits' constants."""
+    """The cost model as the planner sees it: functions of a (batched) plan and workload, and the limits' constants.
+
+    ``stage_bytes(plan, work, role)`` is the device memory of a rank of the ``"first"`` or ``"last"`` stage.
+    """
 
     model: ModelSpec
     step: Callable[[ParallelPlan, TrainWorkload], StepCost]
     memory: Callable[[ParallelPlan, TrainWorkload], MemoryBreakdown]
+    stage_bytes: Callable[[ParallelPlan, TrainWorkload, str], Any]
     index_bits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """All priced candidates as columns; candidate i is row ``row[i]`` of ``batches[batch[i]]``. ``use[limit]``: need over limit, over 1 is broken."""
+    """All priced candidates as columns; candidate i is row ``row[i]`` of ``batches[batch[i]]``.
+
+    ``use[limit]`` is need over limit: over 1 is broken. ``bound_s`` is the step time if the pipeline's stages were perfectly even:
+    no partition of the layers can beat it.
+    """
 
     batches: list[Batch]
     batch: NDArray[np.int32]
     row: NDArray[np.int32]
     step_time_s: Floats
+    bound_s: Floats
     seq_tokens: Floats
     tokens: Floats
     use: dict[str, Floats]
@@ -90,13 +99,14 @@ def price(batches: Iterable[Batch], prices: Prices) -> Table:
     """Memory, limits and step time of every candidate; nothing is dropped, so what each limit costs can be told afterwards."""
     started = time.perf_counter()
     kept: list[Batch] = []
-    columns: dict[str, list[Floats]] = {name: [] for name in ("batch", "row", "time", "seq", "tokens", *LIMITS)}
+    columns: dict[str, list[Floats]] = {name: [] for name in ("batch", "row", "time", "bound", "seq", "tokens", *LIMITS)}
     for batch in batches:
         use = uses(batch.plan, batch.work, prices, batch.n)
         step = prices.step(batch.plan, batch.work)
         columns["batch"].append(np.full(batch.n, float(len(kept))))
         columns["row"].append(np.arange(batch.n, dtype=float))
         columns["time"].append(np.broadcast_to(step.step_time_s, batch.n))
+        columns["bound"].append(np.broadcast_to(even_stages_s(batch.plan, step), batch.n))
         columns["seq"].append(np.broadcast_to(np.asarray(batch.work.seq_tokens, float), batch.n))
         columns["tokens"].append(columns["seq"][-1] * batch.work.global_batch)
         for name, column in use.items():
@@ -105,8 +115,18 @@ def price(batches: Iterable[Batch], prices: Prices) -> Table:
     joined = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
     return Table(
         batches=kept, batch=joined["batch"].astype(np.int32), row=joined["row"].astype(np.int32), step_time_s=joined["time"],
-        seq_tokens=joined["seq"], tokens=joined["tokens"], use={name: joined[name] for name in LIMITS}, wall_s=time.perf_counter() - started,
+        bound_s=joined["bound"], seq_tokens=joined["seq"], tokens=joined["tokens"], use={name: joined[name] for name in LIMITS},
+        wall_s=time.perf_counter() - started,
     )  # fmt: skip
+
+
+def even_stages_s(plan: ParallelPlan, step: StepCost) -> Any:
+    """``step - m (T - mean)`` with the mean stage time ``mean = bubble v / (p - 1)`` of 1F1B and GPipe; else the step time."""
+    if plan.schedule not in ("1f1b", "gpipe"):
+        return step.step_time_s
+    period = step.micro_fwd_s + step.micro_bwd_s + step.micro_wgrad_s
+    mean = step.bubble_s * plan.vpp / np.maximum(np.subtract(plan.pp, 1), 1)
+    return step.step_time_s - np.where(np.greater(plan.pp, 1), plan.grad_accum * np.maximum(period - mean, 0.0), 0.0)
 
 
 def uses(plan: ParallelPlan, work: TrainWorkload, prices: Prices, n: int) -> dict[str, Floats]:

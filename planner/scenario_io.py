@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from ..costmodels.memory import MemoryBreakdown, train_memory
+from ..costmodels.memory import MemoryBreakdown, stage_memory, train_memory
 from ..costmodels.system import System, make_system
 from ..costmodels.training import StepCost, train_step
 from ..scenarios import registry
@@ -63,10 +63,15 @@ class Problem:
         """Price a (batched) plan's memory."""
         return train_memory(self.model, plan, work, self.system_of(plan))
 
+    def stage_bytes(self, plan: ParallelPlan, work: TrainWorkload, role: str) -> Any:
+        """Device memory of a rank of the ``"first"`` or ``"last"`` stage."""
+        return stage_memory(self.model, plan, work, self.system_of(plan), role)["total"]
+
     @property
     def prices(self) -> Prices:
         """The cost model for the planner's search."""
-        return Prices(model=self.model, step=self.step, memory=self.memory, index_bits=self.scenario.index_bits)
+        bits = self.scenario.index_bits
+        return Prices(model=self.model, step=self.step, memory=self.memory, stage_bytes=self.stage_bytes, index_bits=bits)
 
     @property
     def asked(self) -> Asked:

@@ -84,17 +84,18 @@ def shapes(n_gpus: int) -> NDArray[np.int64]:
     return np.array(rows, dtype=np.int64)
 
 
-def candidates(asked: Asked, rejections: Rejections) -> Iterator[Batch]:
-    """All legal layouts of ``asked``; what is turned away is counted in ``rejections``."""
+def candidates(asked: Asked, rejections: Rejections, *, lifted: frozenset[str] = frozenset()) -> Iterator[Batch]:
+    """All legal layouts of ``asked``; what is turned away is counted in ``rejections``; rules named in ``lifted`` are not enforced."""
+    shape_rules, option_rules = ([r for r in rules if r.name not in lifted] for rules in (SHAPE_RULES, OPTION_RULES))
     for engine in asked.engines:
         for facts, piped in _kinds(asked, engine):
             columns = _shapes_of(facts, piped)
-            columns = _keep_legal(SHAPE_RULES, facts, columns, rejections, asked)
+            columns = _keep_legal(shape_rules, facts, columns, rejections)
             if columns["tp"].size == 0:
                 continue
             for sharding, stages in engine.sharding:
                 options = _with_options(asked, facts, sharding, stages, columns)
-                options = _keep_legal(OPTION_RULES, facts, options, rejections, asked)
+                options = _keep_legal(option_rules, facts, options, rejections)
                 yield from _batches(asked, facts, sharding, options)
 
 
@@ -175,10 +176,11 @@ def _batches(asked: Asked, facts: Facts, sharding: Sharding, columns: Columns) -
             continue
         rows = cross(
             columns, offload_optimizer=engine.offload_optimizer, offload_params=engine.offload_params,
-            offload_activations=engine.offload_activations if recompute == "full" else (0,),
+            offload_activations=engine.offload_activations if recompute in ("full", "remat") else (0,),
             tiled_mlp=engine.tiled_mlp if dense else (0,), fused_loss=engine.fused_loss,
         )  # fmt: skip
-        rows = take(rows, (rows["offload_params"] == 0) | (rows["zero_stage"] == 3))
+        rows = take(rows, ((rows["offload_params"] == 0) | (rows["zero_stage"] == 3)))
+        rows = take(rows, ((rows["offload_optimizer"] == 0) | (rows["zero_stage"] > 0)))
         size = rows["tp"].size
         for start in range(0, size, MAX_ROWS):
             part = {key: column[start : start + MAX_ROWS] for key, column in rows.items()}
@@ -196,7 +198,7 @@ def _batch(asked: Asked, facts: Facts, sharding: Sharding, recompute: Recompute,
     return Batch(plan=plan, work=work, n=batch.size)
 
 
-def _keep_legal(rules: list[Rule], facts: Facts, columns: Columns, rejections: Rejections, asked: Asked) -> Columns:
+def _keep_legal(rules: list[Rule], facts: Facts, columns: Columns, rejections: Rejections) -> Columns:
     """Rows that obey every rule; the others are counted under the first rule they break."""
     for rule in rules:
         if columns["tp"].size == 0:

@@ -1,0 +1,182 @@
+"""Turns promising layouts into integer programs, solves them, and takes an answer only if the cost model agrees with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios.plan import ParallelPlan
+from ..scenarios.workload import TrainWorkload
+from .constraints import StageProblem
+from .engines import ENGINES
+from .prune import Prices, Table, rows_of, uses
+from .solve import StageSolution, greedy, solve
+from .space import Batch
+from .stages import movable, stage_problems
+
+AGREEMENT_FRAC = 0.02
+"""The program's step time and the cost model's may differ by this much (overlap is not linear); beyond it the answer is refused."""
+TIME_BUDGET_S = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverReport:
+    """What the solver did. ``gap_frac``: how much faster an unexplored layout could still be.
+
+    ``best_s``, ``greedy_s`` and ``uniform_s`` are the best step times with it, with the greedy rule instead, and with one policy per plan.
+    """
+
+    name: str = "HiGHS"
+    status: str = "optimal"
+    gap_frac: float = 0.0
+    wall_s: float = 0.0
+    n_candidates: int = 0
+    n_solved: int = 0
+    n_refused: int = 0
+    best_s: float | None = None
+    greedy_s: float | None = None
+    uniform_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Found:
+    best_s: float
+    greedy_s: float
+    plans: list[tuple[ParallelPlan, TrainWorkload]]
+    n_solved: int = 0
+    n_refused: int = 0
+    gap_frac: float = 0.0
+
+
+def refine(
+    table: Table, prices: Prices, uniform_s: float, time_budget_s: float = TIME_BUDGET_S
+) -> tuple[list[tuple[ParallelPlan, TrainWorkload]], SolverReport]:
+    """Better plans than the best uniform one, layout by layout in order of how fast each could be at most.
+
+    A layout's bound is its fastest candidate with all limits ignored and even stages; layouts whose bound does not beat the best plan
+    so far are skipped, so when none is left unexplored the gap is 0.
+    """
+    started = time.perf_counter()
+    found = _Found(best_s=uniform_s, greedy_s=uniform_s, plans=[])
+    unexplored = math.inf
+    for batch, rows, bounds in _promising(table, uniform_s):
+        if time.perf_counter() - started > time_budget_s:
+            unexplored = min(unexplored, float(bounds.min()))
+            continue
+        keep = bounds < found.best_s
+        if keep.any():
+            _solve_batch(prices, batch, rows[keep], bounds[keep], found)
+    gap = max(found.gap_frac, 1 - unexplored / found.best_s if math.isfinite(found.best_s) else 0.0, 0.0)
+    return found.plans, SolverReport(
+        status="optimal" if gap == 0 else "time limit", gap_frac=gap, wall_s=time.perf_counter() - started, n_solved=found.n_solved,
+        n_refused=found.n_refused, best_s=_finite(found.best_s), greedy_s=_finite(found.greedy_s), uniform_s=_finite(uniform_s),
+    )  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _promising(table: Table, best_s: float) -> list[tuple[Batch, NDArray[np.int64], NDArray[np.float64]]]:
+    """(batch, rows, bound of each) where mixing could beat ``best_s``, the most promising batch first."""
+    if not table.row.size:
+        return []
+    keys = np.concatenate([_layout_key(batch) for batch in table.batches])
+    _, group = np.unique(keys, return_inverse=True)
+    bound = np.full(group.max() + 1, np.inf)
+    np.minimum.at(bound, group, table.bound_s)
+    out = []
+    for number, batch in enumerate(table.batches):
+        here = np.flatnonzero(table.batch == number)
+        mine = bound[group[here]]
+        ok = _startable(batch) & (mine < best_s)
+        if ok.any():
+            order = np.flatnonzero(ok)[np.argsort(mine[ok], kind="stable")]
+            out.append((batch, table.row[here][order].astype(np.int64), mine[order]))
+    return sorted(out, key=lambda item: float(item[2].min()))
+
+
+def _layout_key(batch: Batch) -> NDArray[np.int64]:
+    """One number per row, equal exactly for rows that differ only in what the program decides."""
+    plan, key = batch.plan, np.zeros(batch.n, np.int64)
+    words = f"{plan.framework} {plan.cp_kind} {plan.schedule} {plan.sharding} {plan.precision}"
+    key += np.int64(hash_text(words))
+    for name in ("dp", "tp", "pp", "vpp", "cp", "cp_inner", "ep", "expert_tp", "zero_stage", "hsdp_group", "micro_batch", "grad_accum",
+                 "offload_params", "tiled_mlp", "fused_loss"):  # fmt: skip
+        key = (key ^ np.asarray(getattr(plan, name))) * np.int64(6364136223846793005) + np.int64(1442695040888963407)
+    return key
+
+
+def hash_text(words: str) -> int:
+    """A 63-bit number of a text, the same in every process."""
+    value = 0
+    for byte in words.encode():
+        value = (value * 131 + byte) % (2**61 - 1)
+    return value
+
+
+def _startable(batch: Batch) -> NDArray[np.bool_]:
+    """Rows a program may start from: nothing on the host that it decides, and a framework that can mix or move layers."""
+    plan, engine = batch.plan, ENGINES[batch.plan.framework]
+    mixes = plan.recompute in ("full", "remat") and engine.partial_recompute
+    moves = movable(plan, engine) & (plan.recompute != "none")
+    decides_optimizer = np.equal(plan.pp, 1) & np.greater(plan.zero_stage, 0) & (1 in engine.offload_optimizer)
+    clean = np.equal(plan.offload_activations, 0) & (np.equal(plan.offload_optimizer, 0) | ~decides_optimizer)
+    return np.asarray((mixes | moves) & clean)
+
+
+def _solve_batch(prices: Prices, batch: Batch, rows: NDArray[np.int64], bounds: NDArray[np.float64], found: _Found) -> None:
+    plan, work = rows_of(batch.plan, rows), rows_of(batch.work, rows)
+    problems = stage_problems(prices, plan, work, rows.size)
+    for i, p in enumerate(problems):
+        if bounds[i] >= found.best_s:
+            break  # rows come in order of their bounds
+        answer = solve(p)
+        found.n_solved += 1
+        simple = greedy(p)
+        one, load = rows_of(plan, i), rows_of(work, i)
+        for solution, is_best in ((simple, False), (answer, True)):
+            if solution is None:
+                continue
+            candidate = apply(one, p, solution)
+            real = float(prices.step(candidate, load).step_time_s)
+            agrees = abs(real - solution.step_s) <= AGREEMENT_FRAC * real and _fits(prices, candidate, load)
+            if not is_best:
+                found.greedy_s = min(found.greedy_s, real) if agrees else found.greedy_s
+                continue
+            found.gap_frac = max(found.gap_frac, solution.gap_frac)
+            found.n_refused += not agrees
+            if agrees and real < found.best_s:
+                found.best_s = real
+                found.plans.append((candidate, load))
+
+
+def _fits(prices: Prices, plan: ParallelPlan, work: TrainWorkload) -> bool:
+    return all(bool(use[0] <= 1.0) for use in uses(plan, work, prices, 1).values())
+
+
+def apply(plan: ParallelPlan, p: StageProblem, solution: StageSolution) -> ParallelPlan:
+    """The plan with the solution's choices in its fields; the optimizer's share is rounded up to a whole percent."""
+    n = sum(solution.count.values())
+    mixed: dict[str, Any] = {"recompute_layers": -1, "offload_activations": 0}
+    if p.options and not n:
+        mixed["recompute"] = "none"
+    elif p.options:
+        mixed["recompute_layers"] = n if n < max(solution.layers.values()) else -1
+        mixed["offload_activations"] = _share(solution.count.get("offload", 0) / n)
+    if p.optimizer_bytes:
+        mixed["offload_optimizer"] = _share(math.ceil(solution.offload_frac * 100 - 1e-6) / 100)
+    if p.partition:
+        even = len(set(solution.layers.values())) == 1
+        mixed |= {"layers_first": 0 if even else solution.layers["first"], "layers_last": 0 if even else solution.layers["last"]}
+    return replace(plan, **mixed)
+
+
+def _share(part: float) -> float:
+    """0 and 1 as integers, so that a plan without a mix reads like an enumerated one."""
+    return part if 0 < part < 1 else int(part)
