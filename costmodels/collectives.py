@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -113,6 +114,7 @@ class Network:
         return out
 
 
+@cache
 def _unpack(items: tuple[tuple[str, float], ...]) -> tuple[Array, Array, Array]:
     """Coefficients ``n2_20 = 0.61`` (ranks, log2 bytes -> bus-bandwidth fraction) as axes and log2 values."""
     table: Mapping[tuple[int, int], float] = {tuple(map(int, k[1:].split("_"))): v for k, v in items}  # type: ignore[misc]
