@@ -1,0 +1,156 @@
+"""A serving engine written the slow way, one request and one token at a time: the oracle of the fast one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from roofplan.costmodels.step_times import StepTimes
+from roofplan.sim.engine import Limits
+from roofplan.sim.policies import Policy
+
+
+@dataclass
+class Seq:
+    """One request as the engine sees it: tokens known so far, tokens with KV, tokens answered."""
+
+    id: int
+    prompt: int
+    output: int
+    ready: int
+    priority: int
+    known: int = 0  # prompt and answered tokens
+    computed: int = 0
+    answered: int = 0
+    blocks: int = 0
+    decoding: bool = False
+    padding: bool = False
+    swap_ps: int = 0
+    times: list[int] = field(default_factory=list)
+
+
+class NaiveEngine:
+    """Plays the same rules as ``Replica`` with lists of sequences and a loop over every token."""
+
+    def __init__(self, seqs: list[Seq], times: StepTimes, policy: Policy, limits: Limits) -> None:
+        self.seqs, self.times, self.policy, self.swap = seqs, times, policy, limits.swap
+        self.budget, self.max_seqs, self.total, self.block = limits.budget, limits.max_seqs, limits.blocks, limits.block_tokens
+        self.waiting: list[Seq] = []
+        self.running: list[Seq] = []
+        self.now = self.n_steps = self.n_preempted = 0
+        self.open = True
+        for s in seqs:
+            s.known = s.prompt
+
+    def need(self, tokens: int) -> int:
+        return -(-tokens // self.block)
+
+    def used(self) -> int:
+        return sum(s.blocks for s in self.running)
+
+    def enqueue(self, s: Seq, front: bool = False) -> None:
+        self.waiting.insert(0 if front else len(self.waiting), s)
+        if self.policy.by_priority:
+            self.waiting.sort(key=lambda s: (s.priority, s.id))
+
+    def run(self) -> None:
+        todo = sorted(self.seqs, key=lambda s: s.ready)
+        while todo or self.waiting or self.running:
+            while todo and todo[0].ready <= self.now:
+                self.enqueue(todo.pop(0))
+            if not self.waiting and not self.running:
+                self.now = todo[0].ready
+                continue
+            self.step()
+
+    def step(self) -> None:
+        p = self.policy
+        decoding = [s for s in self.running if s.decoding and not s.padding]
+        extra, starved = 0, False
+        growth = {s.id: 0 if p.reserve_output else self.need(s.computed + 1) - s.blocks for s in decoding}
+        while sum(growth[s.id] for s in decoding) > self.total - self.used():
+            starved = True
+            order = self.running if not p.by_priority else sorted(self.running, key=lambda s: (s.priority, s.id))
+            victim = order[-1]
+            self.running.remove(victim)
+            if victim in decoding:
+                decoding.remove(victim)
+                if self.swap:
+                    victim.swap_ps = self.need(victim.computed) * self.times.swap
+                    extra += victim.swap_ps
+                else:
+                    victim.computed = 0
+            else:
+                victim.computed = 0
+                victim.swap_ps = 0
+            victim.decoding = False
+            victim.blocks = 0
+            self.n_preempted += 1
+            self.enqueue(victim, front=True)
+        reserved = sum(growth[s.id] for s in decoding)
+
+        chunks: list[tuple[Seq, int]] = []
+        left = self.budget - (len(decoding) if p.mixed else 0)
+        for s in self.running:
+            if not s.decoding and not s.padding and left > 0:
+                c = min(left, s.known - s.computed)
+                chunks.append((s, c))
+                left -= c
+        given = {s.id: c for s, c in chunks}
+        stuck = any(not s.decoding and not s.padding and s.known - s.computed > given.get(s.id, 0) for s in self.running)
+        if not starved and not stuck and self.open:
+            while self.waiting and left > 0 and len(self.running) < self.max_seqs:
+                s = self.waiting[0]
+                hold = self.need(s.prompt + s.output - 1 if p.reserve_output else s.known)
+                if hold > self.total - self.used() - reserved:
+                    break
+                c = s.known - s.computed
+                if c > left and not p.chunked and chunks:
+                    break
+                if p.chunked:
+                    c = min(c, left)
+                self.waiting.pop(0)
+                s.blocks = hold
+                extra += s.swap_ps
+                s.swap_ps = 0
+                self.running.append(s)
+                chunks.append((s, c))
+                left -= c
+                if c < s.known - s.computed:
+                    break
+
+        decode_now = decoding if p.mixed or not chunks else []
+        if decode_now or p.mixed:
+            for s in decode_now:
+                s.blocks += growth[s.id]
+        kv_sum = sum(s.computed + 1 for s in decode_now)
+        rows = len(decode_now) + (sum(s.padding for s in self.running) if not chunks else 0)
+        tokens = rows + sum(c for _, c in chunks)
+        t = self.times
+        dt = t.linear[tokens] + t.decode[rows] + t.decode_slope[len(decode_now)] * kv_sum + extra
+        dt += sum(t.prefill[c] + t.prefill_slope[c] * s.computed for s, c in chunks)
+        self.now += dt
+        self.n_steps += 1
+        if not chunks:
+            self.open = p.refill
+        for s in decode_now:
+            self.advance(s, 1)
+        for s, c in chunks:
+            self.advance(s, c)
+        if not any(s.decoding and not s.padding for s in self.running) and any(s.padding for s in self.running):
+            self.running = [s for s in self.running if not s.padding]
+        if not any(s.decoding for s in self.running) and decode_now:
+            self.open = True
+
+    def advance(self, s: Seq, tokens: int) -> None:
+        s.computed += tokens
+        if s.computed < s.known:
+            return
+        s.known += 1
+        s.answered += 1
+        s.times.append(self.now)
+        s.decoding = True
+        if s.answered == s.output:
+            if self.policy.padded and s.output > 1:
+                s.padding = True
+            else:
+                self.running.remove(s)

@@ -1,0 +1,124 @@
+"""The fast replica against the token-by-token one, bit for bit, and laws that hold for any engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_engine import NaiveEngine, Seq
+from roofplan.costmodels.step_times import PS, StepTimes
+from roofplan.scenarios.errors import BadInput
+from roofplan.scenarios.serving import ServeWorkload
+from roofplan.sim.engine import Limits, Replica, _steps_before
+from roofplan.sim.policies import POLICIES
+from roofplan.sim.requests import Requests
+
+
+def toy_times(size: int = 600) -> StepTimes:
+    """Odd, non-smooth numbers, so that a step too few or many cannot hide."""
+    return StepTimes(
+        linear=[0] + [7_000_003 + 131_071 * (t // 8) for t in range(1, size)],
+        decode=[11_003 * (n % 5 + 1) for n in range(size)],
+        decode_slope=[0] + [977 + 13 * n for n in range(1, size)],
+        prefill=[0] + [31 * c * c + 17 for c in range(1, size)],
+        prefill_slope=[61 * c for c in range(size)],
+        swap=1_234_567,
+    )
+
+
+def workload(rows: list[tuple[int, int, int, int]]) -> ServeWorkload:
+    gaps, prompts, outputs, priorities = zip(*rows, strict=True)
+    arrival = np.cumsum(np.array(gaps, float)) * 1e-6
+    return ServeWorkload(arrival_s=arrival, prompt_tokens=np.array(prompts), output_tokens=np.array(outputs), priority=np.array(priorities))
+
+
+REQUESTS = st.lists(st.tuples(st.integers(0, 120), st.integers(1, 90), st.integers(1, 40), st.integers(0, 2)), min_size=1, max_size=25)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(rows=REQUESTS, name=st.sampled_from(sorted(POLICIES)), seats=st.integers(1, 9), extra=st.integers(0, 60),
+       block=st.sampled_from([1, 3, 16]), spare=st.integers(0, 200), swap=st.booleans(), cut=st.integers(1, 400))  # fmt: skip
+def test_fast_engine_equals_naive_engine(rows, name, seats, extra, block, spare, swap, cut):
+    work, times, policy = workload(rows), toy_times(), POLICIES[name]
+    largest = max(-(-(p + o - 1) // block) for _, p, o, _ in rows)
+    limits = Limits(budget=seats + extra, max_seqs=seats, blocks=largest + spare // block, block_tokens=block, swap=swap)
+    requests = Requests(work)
+    fast = Replica(requests, times, policy, limits)
+    for q in range(len(work)):
+        assert fast.submit(q)
+    fast.run(cut * 1_000_000)  # a pause in the middle changes nothing
+    fast.run()
+    seqs = [Seq(q, p, o, requests.ready[q], pr) for q, (_, p, o, pr) in enumerate(rows)]
+    slow = NaiveEngine(seqs, times, policy, limits)
+    slow.run()
+    assert requests.first == [s.times[0] for s in seqs]
+    assert requests.finish == [s.times[-1] for s in seqs]
+    assert (fast.n_steps, fast.n_preempted, fast.now) == (slow.n_steps, slow.n_preempted, slow.now)
+    gaps = [b - a for s in seqs for a, b in zip(s.times, s.times[1:], strict=False)]
+    fast.gaps.fold()
+    assert fast.gaps.n_tokens == len(gaps)
+    assert abs(fast.gaps.total_ps - sum(gaps)) <= len(gaps) * 2000  # a stretch's gaps are kept at their mean, in whole ps
+    assert (fast.free, fast.n, fast.kv, fast.held, fast.n_outstanding) == (fast.blocks, 0, 0, 0, 0)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 10**9), st.integers(1, 10**6), st.integers(0, 10**4))
+def test_steps_before_is_the_largest_count_under_the_span(span, first, growth):
+    def total(j):
+        return j * first + growth * j * (j + 1) // 2
+
+    j = _steps_before(span, first, growth)
+    assert j == 0 or total(j) < span
+    assert total(j + 1) >= span
+
+
+def test_request_larger_than_the_pool_is_rejected_and_the_rest_served():
+    work = workload([(0, 50, 50, 0), (0, 5, 5, 0)])
+    requests = Requests(work)
+    engine = Replica(requests, toy_times(), POLICIES["vllm-v1"], Limits(budget=64, max_seqs=8, blocks=6, block_tokens=16))
+    assert [engine.submit(0), engine.submit(1)] == [False, True]
+    engine.run()
+    assert requests.rejected == [0]
+    assert requests.finish[0] == -1
+    assert requests.finish[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"max_seqs": 65}, "max_num_seqs=65 is over the token budget of 64"), ({"blocks": 0}, "blocks=0 must be at least 1")],
+)
+def test_limits_that_cannot_work_are_refused(change, message):
+    with pytest.raises(BadInput, match=message):
+        Limits(**({"budget": 64, "max_seqs": 8, "blocks": 6, "block_tokens": 16} | change))
+
+
+def test_one_request_alone_takes_the_sum_of_its_steps():
+    """TTFT = prefill step; each further token one decode step over a cache one longer."""
+    times = toy_times()
+    requests = Requests(workload([(0, 20, 4, 0)]))
+    engine = Replica(requests, times, POLICIES["vllm-v1"], Limits(budget=64, max_seqs=8, blocks=10, block_tokens=16))
+    engine.submit(0)
+    engine.run()
+    prefill = times.step_ps(0, 0, [(20, 0)])
+    assert requests.first[0] == prefill
+    assert requests.finish[0] == prefill + sum(times.step_ps(1, 20 + j, []) for j in (1, 2, 3))
+
+
+@pytest.mark.parametrize("rate_s", [0.5, 0.8])
+def test_seat_of_one_is_a_queue_with_deterministic_service(rate_s):
+    """One seat, equal requests, Poisson arrivals: M/D/1, mean wait ``ρ·S/(2(1−ρ))``, within 4 standard errors over seeds."""
+    service = toy_times().step_ps(0, 0, [(100, 0)])
+    waits = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        arrival = np.cumsum(rng.exponential(service / PS / rate_s, 4000))
+        ones = np.ones(4000, np.int64)
+        requests = Requests(ServeWorkload(arrival_s=arrival, prompt_tokens=100 * ones, output_tokens=ones))
+        engine = Replica(requests, toy_times(), POLICIES["vllm-v1"], Limits(budget=100, max_seqs=1, blocks=100, block_tokens=16))
+        for q in range(4000):
+            engine.submit(q)
+        engine.run()
+        waits.append(np.mean(np.array(requests.finish) - np.array(requests.arrival)) - service)
+    expected = rate_s * service / (2 * (1 - rate_s))
+    assert abs(np.mean(waits) - expected) < 4 * np.std(waits, ddof=1) / np.sqrt(8)
