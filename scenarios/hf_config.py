@@ -17,10 +17,10 @@ MAX_CONFIG_BYTES = 8 * 2**20
 _KEYS = {
     "n_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
-    "n_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "n_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "n_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", "attn_config.kv_n_heads"),
     "head_dim": ("head_dim", "kv_channels"),
-    "ffn_hidden": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "ffn_config.ffn_hidden_size"),
+    "ffn_hidden": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "ff_intermediate_size", "ffn_config.ffn_hidden_size"),
     "vocab": ("vocab_size", "padded_vocab_size"),
     "max_seq_tokens": ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length", "max_seq_len"),
     "n_experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "ffn_config.moe_num_experts"),
@@ -48,7 +48,7 @@ _PLAIN: dict[str, Any] = {"gated_mlp": False, "norm": "layernorm", "linear_bias"
 _LEARNED = _PLAIN | {"position": "learned", "tied_embeddings": True}
 _FAMILIES: dict[str, dict[str, Any]] = {
     **_alike(
-        "llama mistral ministral mixtral phi3 phimoe deepseek deepseek_v2 deepseek_v3 kimi_k2 granite granitemoe llama4 llama4_text yi",
+        "llama mistral ministral mixtral phi3 deepseek deepseek_v2 deepseek_v3 kimi_k2 granite granitemoe llama4 llama4_text yi",
         "mllama_text_model internlm2 internlm3 smollm3 seed_oss ernie4_5 ernie4_5_moe minimax_m2 minicpm aquila baichuan glm4_moe",
     ),
     **_alike("qwen2 qwen2_moe qwen2_vl_text qwen2_5_vl_text glm chatglm internlm", qkv_bias=True),
@@ -61,15 +61,15 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": {"norms_per_layer": 0},
     "cohere": {"norm": "layernorm", "norms_per_layer": 1, "tied_embeddings": True},
     "cohere2": {"norm": "layernorm", "norms_per_layer": 1, "tied_embeddings": True, "full_attention_every": 4},
-    "stablelm": {"norm": "layernorm"},
-    "dbrx": {"norm": "layernorm"},
+    **_alike("stablelm dbrx phimoe", norm="layernorm"),
+    "phi3small": {"norm": "layernorm", "linear_bias": True, "tied_embeddings": True},
     "nemotron": {"norm": "layernorm", "gated_mlp": False},
     "starcoder2": _PLAIN | {"tied_embeddings": True},
     "phi": _PLAIN | {"norms_per_layer": 1},
     "gptj": _PLAIN | {"norms_per_layer": 1},
     "gpt_neox": _PLAIN,
     "gpt2": _LEARNED,
-    "gpt_neo": _LEARNED,
+    "gpt_neo": _LEARNED | {"full_attention_every": 2},
     "gpt_bigcode": _LEARNED,
     "opt": _LEARNED,
     "bloom": _PLAIN | {"position": "alibi", "tied_embeddings": True},
@@ -110,7 +110,7 @@ def parse(config: Any, name: str) -> ModelSpec:
     _refuse_other_kinds(table, kind)
     notes = [] if kind in _FAMILIES else [f"unknown model_type {reprlib.repr(kind)}, read by Llama's keys"]
     fields = dict(_FAMILIES.get(kind, {}))
-    fields |= _attention(table, kind)
+    fields |= _attention(table)
     fields |= _experts(table, kind)
     fields["n_layers"] = table.count("n_layers")
     fields["vocab"] = table.count("vocab")
@@ -135,10 +135,12 @@ class _Table:
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
-    def whole(self, key: str, default: int = 0, least: int = 0) -> int:
+    def whole(self, key: str, default: int | None = None, least: int = 0) -> int:
         value = self.raw(key)
-        if value is None:
+        if value is None and default is not None:
             return default
+        if value is None:
+            raise BadInput(f"the config of {self.name} has no {key}")
         if isinstance(value, bool) or not isinstance(value, int):
             raise BadInput(f"{key}={reprlib.repr(value)} in the config of {self.name} is not a whole number")
         if not least <= value <= 10**12:
@@ -190,7 +192,7 @@ def _refuse_other_kinds(table: _Table, kind: str) -> None:
         raise BadInput(f"{table.name} has layers that are not softmax attention ({found}); only attention decoders are priced")
 
 
-def _attention(table: _Table, kind: str) -> dict[str, Any]:
+def _attention(table: _Table) -> dict[str, Any]:
     hidden, heads = table.count("hidden"), table.count("n_heads")
     rank = table.count("kv_lora_rank", default=0, least=0)
     if rank:
@@ -254,8 +256,8 @@ def _extras(table: _Table, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
 def _window(table: _Table, kind: str, fields: dict[str, Any], notes: list[str]) -> dict[str, int]:
     """Sliding-window width and which layers see everything: ``layer_types`` if given, else the family's rule."""
     off = {"window_tokens": 0, "full_attention_every": 0}
-    key = "attention_chunk_size" if kind in ("llama4", "llama4_text") else "sliding_window"
-    window = table.whole(key)
+    key = {"llama4": "attention_chunk_size", "llama4_text": "attention_chunk_size", "gpt_neo": "window_size"}.get(kind, "sliding_window")
+    window = table.whole(key, default=0)
     used = table.flag("use_sliding_window", default=not kind.startswith(("qwen2", "qwen3")))
     if not window or not used or window >= fields["max_seq_tokens"]:
         return off

@@ -110,7 +110,7 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
-_KEYS = st.sampled_from("name hbm hbm_bytes_per_s n_parts big share limit either parts inner inners sources".split())
+_KEYS = st.sampled_from(["name", "hbm", "hbm_bytes_per_s", "n_parts", "big", "share", "limit", "either", "parts", "inner", "inners"])
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))
