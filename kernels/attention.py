@@ -94,6 +94,7 @@ def make_inputs(shape: Shape, dtype: str, draw: Draw) -> Inputs:
         "q_starts": draw.given(q_starts, torch.int32),
         "k_starts": draw.given(k_starts, torch.int32),
         "max_q": max(lengths),
+        "max_k": max(lengths) + prefix,
         "window": int(shape.get("window_size", 0)),
         "sink": int(shape.get("sink_tokens", 0)),
     }
