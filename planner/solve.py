@@ -51,7 +51,7 @@ def solve(p: StageProblem, time_limit_s: float = 5.0) -> StageSolution | None:
         return None
     layers = {role: round(x.value()) for role, x in v.layers.items()}
     count = {name: round(x.value()) for name, x in v.count.items()}
-    part = min(max(float(v.offload.value()), 0.0), 1.0)
+    part = min(max(float(v.offload.value() or 0.0), 0.0), 1.0)  # None: the program does not use it
     offload = part if p.fractional else float(round(part))
     info = program.solverModel.getInfo()
     gap = float(info.mip_gap) if program.sol_status != pulp.LpSolutionOptimal else 0.0
