@@ -88,8 +88,8 @@ def candidates(asked: Asked, rejections: Rejections, *, lifted: frozenset[str] =
     """All legal layouts of ``asked``; what is turned away is counted in ``rejections``; rules named in ``lifted`` are not enforced."""
     shape_rules, option_rules = ([r for r in rules if r.name not in lifted] for rules in (SHAPE_RULES, OPTION_RULES))
     for engine in asked.engines:
-        for facts, piped in _kinds(asked, engine):
-            columns = _shapes_of(facts, piped)
+        for facts in _kinds(asked, engine):
+            columns = _shapes_of(facts)
             columns = _keep_legal(shape_rules, facts, columns, rejections)
             if columns["tp"].size == 0:
                 continue
@@ -99,20 +99,22 @@ def candidates(asked: Asked, rejections: Rejections, *, lifted: frozenset[str] =
                 yield from _batches(asked, facts, sharding, options)
 
 
-def _kinds(asked: Asked, engine: Engine) -> Iterator[tuple[Facts, bool]]:
-    """The text fields that decide which shapes are legal: context-parallel kind and pipeline schedule."""
+def _kinds(asked: Asked, engine: Engine) -> Iterator[Facts]:
+    """The text fields that decide which shapes are legal: context-parallel kind and pipeline schedule (1F1B also without a pipeline)."""
     kinds: tuple[CpKind, ...] = ("none", *engine.cp_kinds)
-    schedules: tuple[tuple[Schedule, bool], ...] = (("1f1b", False), *((s, True) for s in engine.schedules))
-    for kind, (schedule, piped) in product(kinds, schedules):
-        facts = Facts(model=asked.model, cluster=asked.cluster, engine=engine, seq_tokens=asked.seq_tokens,
-                      global_batch=asked.global_batch, cp_kind=kind, schedule=schedule)  # fmt: skip
-        yield facts, piped
+    schedules: tuple[Schedule, ...] = tuple(dict.fromkeys(("1f1b", *engine.schedules)))
+    for kind, schedule in product(kinds, schedules):
+        yield Facts(
+            model=asked.model, cluster=asked.cluster, engine=engine, seq_tokens=asked.seq_tokens, global_batch=asked.global_batch,
+            cp_kind=kind, schedule=schedule,
+        )  # fmt: skip
 
 
-def _shapes_of(facts: Facts, piped: bool) -> Columns:
-    """Shapes of this kind: cp > 1 exactly when there is a context-parallel kind, pp > 1 exactly when there is a schedule."""
+def _shapes_of(facts: Facts) -> Columns:
+    """Shapes of this kind: cp > 1 exactly when there is a context-parallel kind, pp > 1 where the framework has the schedule."""
     tp, pp, cp, dp = shapes(facts.cluster.n_gpus).T
-    wanted = ((cp > 1) == (facts.cp_kind != "none")) & ((pp > 1) == piped) & ((tp == 1) | facts.engine.tp)
+    piped = (pp > 1) & (facts.schedule in facts.engine.schedules)
+    wanted = ((cp > 1) == (facts.cp_kind != "none")) & (piped | ((pp == 1) & (facts.schedule == "1f1b"))) & ((tp == 1) | facts.engine.tp)
     columns = {"tp": tp[wanted], "pp": pp[wanted], "cp": cp[wanted], "dp": dp[wanted]}
     inner = columns["cp"] if facts.cp_kind == "ulysses" else np.ones_like(columns["cp"])
     columns["cp_inner"] = inner
