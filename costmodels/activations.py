@@ -16,16 +16,25 @@ BYTES = 2.0
 
 def attention_widths(model: ModelSpec, plan: ParallelPlan, cut: Shard) -> tuple[Floats, Floats, Floats]:
     """(query, key + value, output) elements per local token inside attention, padded and replicated heads of a Ulysses group included."""
-    inner = {"ulysses": plan.cp, "ulysses-ring": plan.cp_inner}.get(plan.cp_kind, 1)
-    degree = np.asarray(inner, float)
+    degree = _inner(plan)
     heads, kv_heads = ulysses_heads(cut, degree)
     heads, kv_heads = heads * degree, kv_heads * degree
     return heads * model.qk_dim, kv_heads * (model.qk_dim + model.v_dim), heads * model.v_dim
 
 
+def _inner(plan: ParallelPlan) -> Floats:
+    """Ranks of the all-to-all inside the plan's context parallelism."""
+    return np.asarray({"ulysses": plan.cp, "ulysses-ring": plan.cp_inner}.get(plan.cp_kind, 1), float)
+
+
 def input_bytes(model: ModelSpec, cut: Shard) -> Floats:
     """A layer's input, all that full recomputation keeps: sp_tokens * hidden * 2."""
     return cut.sp_tokens * model.hidden * BYTES
+
+
+def linear_input_bytes(plan: ParallelPlan) -> float:
+    """Bytes per element of a matmul input kept for its weight gradient: 8-bit recipes keep the quantised copy."""
+    return 1.0 if plan.precision.startswith(("fp8", "mxfp8", "nvfp4")) else BYTES
 
 
 def attention_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework) -> Floats:
@@ -35,8 +44,9 @@ def attention_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framew
     Source: Korthikanti et al. 2022, §4.1 (34 sbh + 5 a s² b of which this is the attention half).
     """
     q, kv, o = attention_widths(model, plan, cut)
-    hidden = fw.saved_hidden / 2 * cut.sp_tokens * model.hidden * BYTES
-    inside = cut.tokens * (q + kv + o) * BYTES * fw.saved_attention
+    hidden = fw.saved_hidden / 4 * cut.sp_tokens * model.hidden * (BYTES + linear_input_bytes(plan))
+    twice = o if plan.cp_kind in ("ulysses", "ulysses-ring") else 0.0  # the output by heads for attention, by tokens for the projection
+    inside = cut.tokens * (q + kv + o + twice) * BYTES * fw.saved_attention
     if model.is_mla:
         inside = inside + cut.tokens * (model.q_lora_rank + model.kv_lora_rank) * BYTES
     scores = 5.0 * cut.heads * cut.batch * cut.seq**2 / np.asarray(plan.cp, float) if plan.attention == "unfused" else 4.0 * cut.heads * cut.tokens
@@ -45,13 +55,13 @@ def attention_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framew
 
 def ffn_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework, *, moe: bool) -> Floats:
     """Saved by norm and FFN: norm input and output; the widened inputs and the activation's output (3 widths gated, 2 plain)."""
-    hidden = fw.saved_hidden / 2 * cut.sp_tokens * model.hidden * BYTES
-    n_wide = (3.0 if model.gated_mlp else 2.0) * fw.saved_ffn
+    hidden = fw.saved_hidden / 4 * cut.sp_tokens * model.hidden * (BYTES + linear_input_bytes(plan))
+    wide = ((2.0 if model.gated_mlp else 1.0) * BYTES + linear_input_bytes(plan)) * fw.saved_ffn
     if not moe:
-        return hidden + n_wide * cut.tokens * cut.ffn * BYTES
+        return hidden + wide * cut.tokens * cut.ffn
     rows = cut.sp_tokens * model.top_k * np.asarray(plan.expert_tp, float)
-    routed = rows * (n_wide * cut.expert_ffn + 2 * model.hidden) * BYTES
-    return hidden + routed + n_wide * cut.tokens * cut.shared_ffn * BYTES
+    routed = rows * (wide * cut.expert_ffn + 2 * model.hidden * BYTES)
+    return hidden + routed + wide * cut.tokens * cut.shared_ffn
 
 
 def layer_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework, recompute: str) -> Floats:
@@ -77,30 +87,38 @@ def layer_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework,
 def attention_working(model: ModelSpec, plan: ParallelPlan, cut: Shard) -> Floats:
     """Live bytes in the worst moment of a recomputed layer's attention backward.
 
-    Layer input, norm output, residual and gradients of hidden (5 hidden); q, k, v before and after rope, attention output; gradients
-    of output, query (fp32 accumulator and result: 3 widths), key and value expanded to the query heads (2). An all-to-all keeps a
-    send and a receive copy of query, output and their gradients.
+    Hidden-wide: layer input, norm output, residual, and two gradients (5). Query, keys and values, output; gradients of the output, of
+    the query (fp32 accumulator and 16-bit result: 3 widths), of keys and values, which grouped-query kernels first write expanded to
+    the query heads. An all-to-all keeps a send and a receive copy of query and output; a ring the next hop's keys and values and
+    their fp32 gradients; an all-gather all keys and values.
     """
     q, kv, o = attention_widths(model, plan, cut)
-    kv_expanded = q + o
-    wide = 2 * q + 2 * kv + o + o + 3 * q + kv_expanded + kv
+    grouped = ulysses_heads(cut, _inner(plan))
+    expanded = np.where(grouped[0] > grouped[1], q + o, 0.0)
+    wide = 4 * q + 2 * o + 2 * kv + expanded
     if plan.cp_kind in ("ulysses", "ulysses-ring"):
         wide = wide + 2 * q + 2 * o
-    elif plan.cp_kind in ("ring", "zigzag"):
-        wide = wide + 4 * kv  # the next hop's keys and values and their fp32 gradients
-    elif plan.cp_kind == "allgather":
+    if plan.cp_kind in ("ring", "zigzag", "ulysses-ring"):
+        wide = wide + 4 * kv
+    if plan.cp_kind == "allgather":
         wide = wide + 2 * kv * np.asarray(plan.cp, float)
     scores = 6.0 * cut.heads * cut.batch * cut.seq**2 / np.asarray(plan.cp, float) if plan.attention == "unfused" else 0.0
     return BYTES * (5 * cut.sp_tokens * model.hidden + cut.tokens * wide) + scores
 
 
 def ffn_working(model: ModelSpec, plan: ParallelPlan, cut: Shard) -> Floats:
-    """Live bytes in the worst moment of a recomputed layer's FFN backward: 7 widths gated (4 plain) and 4 hidden; one tile's when tiled."""
-    n_wide = 7.0 if model.gated_mlp else 4.0
+    """Live bytes in the worst moment of a recomputed layer's FFN backward.
+
+    Hidden-wide: layer input, two norm outputs, residual, three gradients (7); query, keys, values and output, which attention's backward
+    still needs; the widened inputs, the activation's output and its gradient (4 widths gated, 3 plain), of one tile when tiled.
+    """
+    q, kv, o = attention_widths(model, plan, cut)
+    n_wide = 4.0 if model.gated_mlp else 3.0
     width = cut.ffn
     if model.n_experts:
         routed = model.top_k * np.asarray(plan.expert_tp, float) * cut.expert_ffn * cut.sp_tokens / cut.tokens
         width = np.maximum(routed + cut.shared_ffn, cut.ffn if model.n_moe_layers < model.n_layers else 0.0)
     tiles = np.maximum(1.0, np.ceil(cut.tokens / model.hidden))  # one tile is a square of hidden: the usual default
     wide = n_wide * cut.tokens * width * np.where(np.asarray(plan.tiled_mlp) > 0, 1 / tiles, 1.0)
-    return BYTES * (4 * cut.sp_tokens * model.hidden + wide)
+    twice = o if plan.cp_kind in ("ulysses", "ulysses-ring") else 0.0
+    return BYTES * (7 * cut.sp_tokens * model.hidden + cut.tokens * (q + kv + o + twice) + wide)
