@@ -38,7 +38,7 @@ COUNTS = {"Gemm", "GroupedGemm", "Attention", "Shard", "StageParams"}
 
 PLAIN_FLOATS = {
     "published_params", "published_active_params", "count", "stride",  # counts
-    "elementwise_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn", "logits_bytes_per_element",  # ratios
+    "elementwise_passes", "accumulate_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn", "logits_bytes_per_element",  # ratios
     "published", "tolerance_abs",  # in the unit of the row's own metric
 }  # fmt: skip
 """Float fields that are counts, ratios of like things, or numbers whose unit another field names."""
@@ -147,8 +147,13 @@ def test_float_fields_name_their_unit(path: Path) -> None:
 
 
 def rows_without_source(data: dict[str, Any], numeric: bool) -> list[str]:
-    """Keys of one data file that no ``source``, ``sources.<key>`` or ``sources.default`` covers; the file itself if it has neither."""
+    """Keys of one data file that no ``source``, ``sources.<key>`` or ``sources.default`` covers; the file itself if it has neither.
+
+    A case may name the file of ``references`` it was read from instead.
+    """
     sources = data.get("sources", {})
+    if "reference" in data and (ROOT / "scenarios" / "references" / f"{data['reference']}.toml").exists():
+        return []
     if not sources and not data.get("source"):
         return ["<the file>"]
     if not numeric or "default" in sources or data.get("source"):
