@@ -1,0 +1,111 @@
+"""``roofplan validate``: published numbers against predictions, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..scenarios.errors import BadInput, CheckFailed, RoofplanError
+from ..scenarios.reference import select
+from .training_report import tables as training_tables
+from .training_report import validate_training
+from .validate import run_cases
+
+
+@click.command()
+@click.argument("case", nargs=-1)
+@click.option("--training", type=click.Path(path_type=Path), help="A table of measured training runs (CSV) to predict and score.")
+@click.option("--serving", type=click.Path(path_type=Path), help="A table of measured serving points (CSV).")
+@click.option("--serving-log", type=click.Path(path_type=Path), help="A folder with the log of a real engine run.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; '-' writes it to standard output and nothing else.")
+def validate(case: tuple[str, ...], training: Path | None, serving: Path | None, serving_log: Path | None, json_to: str | None) -> None:
+    """Compare predictions with published or measured numbers.
+
+    Without an option: the catalogue of published cases, all or those whose name or system is CASE. Exit code 1 if a case whose number
+    was read in a primary source is outside its bar, 2 if the input is wrong.
+    """
+    try:
+        result, shown = _result(case, training, serving, serving_log)
+        _write(result, shown, json_to)
+        missed = [row["case"] for row in result["rows"] if row.get("status") == "miss"]
+        if missed:
+            raise CheckFailed(f"{len(missed)} of {len(result['rows'])} cases outside their bar: {', '.join(missed)}")
+    except CheckFailed as error:
+        click.echo(f"validate: {error}", err=True)
+        sys.exit(1)
+    except RoofplanError as error:
+        click.echo(f"validate: {error}", err=True)
+        sys.exit(2)
+
+
+def _result(
+    case: tuple[str, ...], training: Path | None, serving: Path | None, serving_log: Path | None
+) -> tuple[dict[str, Any], list[Table]]:
+    if serving is not None or serving_log is not None:
+        flag = "--serving" if serving is not None else "--serving-log"
+        raise BadInput(f"{flag}: serving validation is not available in this version; --training FILE.csv and catalogue cases are")
+    if training is None:
+        result = run_cases(select(case))
+        return result, [case_table(result)]
+    if case:
+        raise BadInput(f"CASE {case[0]!r} and --training exclude each other; run them one after the other")
+    result = validate_training(training)
+    return result, training_tables(result)
+
+
+def _write(result: dict[str, Any], shown: list[Table], json_to: str | None) -> None:
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    if json_to == "-":
+        click.echo(text, nl=False)
+        return
+    if json_to:
+        write_whole(Path(json_to), text)
+    console = Console()
+    for table in shown:
+        console.print(table)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all; BadInput when the place cannot be written."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise BadInput(f"--json {path}: cannot be written: {error.strerror or error}") from None
+
+
+def case_table(result: dict[str, Any]) -> Table:
+    """Cases as a table for a terminal: published beside predicted, error beside bar."""
+    s = result["summary"]
+    title = f"{s['pass']} pass, {s['miss']} miss, {s['claimed']} claimed (not read in a primary source, shown only)"
+    table = Table(title=title, title_justify="left")
+    for name in ("case", "system", "metric", "published", "predicted", "error", "bar", "status"):
+        table.add_column(name, justify="right" if name in ("published", "predicted", "error", "bar") else "left")
+    colours = {"pass": "green", "miss": "red", "claimed": "yellow"}
+    for row in result["rows"]:
+        table.add_row(
+            row["case"],
+            row["system"],
+            row["metric"],
+            f"{row['published']:,.4g}",
+            f"{row['predicted']:,.4g}",
+            f"{100 * row['error_frac']:+.1f} %",
+            f"{100 * row['tolerance_frac']:.1f} %",
+            f"[{colours[row['status']]}]{row['status']}[/]",
+        )
+    return table
