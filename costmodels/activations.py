@@ -60,7 +60,7 @@ def ffn_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework, *
     if not moe:
         return hidden + wide * cut.tokens * cut.ffn
     rows = cut.sp_tokens * model.top_k * np.asarray(plan.expert_tp, float)
-    routed = rows * (wide * cut.expert_ffn + 2 * model.hidden * BYTES)
+    routed = rows * (wide * cut.expert_ffn + model.hidden * BYTES)  # the permuted input; combining weights are applied before it
     return hidden + routed + wide * cut.tokens * cut.shared_ffn
 
 
