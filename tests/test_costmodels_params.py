@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -146,3 +147,8 @@ def test_parts_sum_to_the_total(
     assert 0 < count.active <= count.total
     assert (count.active == count.total) == (spec.n_moe_layers == 0 or spec.top_k == spec.n_experts)
     assert count.head == (0 if tied else spec.vocab * spec.hidden)
+
+
+def test_counts_of_all_models_are_as_recorded(golden: Callable[[str, str], None]) -> None:
+    counts = {name: count_params(model(name)) for name in sorted(names("models"))}
+    golden("params.txt", "".join(f"{name} total {c.total} active {c.active} mtp {c.mtp}\n" for name, c in counts.items()))
