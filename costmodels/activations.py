@@ -49,7 +49,11 @@ def attention_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framew
     inside = cut.tokens * (q + kv + o + twice) * BYTES * fw.saved_attention
     if model.is_mla:
         inside = inside + cut.tokens * (model.q_lora_rank + model.kv_lora_rank) * BYTES
-    scores = 5.0 * cut.heads * cut.batch * cut.seq**2 / np.asarray(plan.cp, float) if plan.attention == "unfused" else 4.0 * cut.heads * cut.tokens
+    scores = (
+        5.0 * cut.heads * cut.batch * cut.seq**2 / np.asarray(plan.cp, float)
+        if plan.attention == "unfused"
+        else 4.0 * cut.heads * cut.tokens
+    )
     return hidden + inside + scores
 
 
@@ -68,7 +72,7 @@ def layer_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework,
     """Bytes one average layer keeps per micro-batch under this recompute policy (in device or host memory)."""
     if recompute == "full":
         return input_bytes(model, cut)
-    q, kv, o = attention_widths(model, plan, cut)
+    _, _, o = attention_widths(model, plan, cut)
     if recompute == "remat":  # keeps the attention kernel's inputs' source (the layer input) and its output
         return input_bytes(model, cut) + cut.tokens * o * BYTES + 4.0 * cut.heads * cut.tokens
     moe_share = model.n_moe_layers / model.n_layers

@@ -1,6 +1,6 @@
 """Context parallelism: the attention of one layer and its messages, by kind of split.
 
-Bytes sent per rank and layer, forward (catalogue of the field, e.g. DeepSpeed-Ulysses 2023 §3; Ring Attention 2023 §3; Llama 3 2024 §3.3.2):
+Bytes sent per rank and layer, forward (DeepSpeed-Ulysses 2023 §3; Ring Attention 2023 §3; Llama 3 2024 §3.3.2):
 ulysses 4 all-to-alls (q, k, v, o; k and v with max(kv heads, ranks) heads), ring (P-1) hops of K and V, all-gather of K and V.
 """
 

@@ -38,12 +38,18 @@ def data_parallel_time(plan: ParallelPlan, system: System, params: StageParams) 
     group = np.minimum(dense, np.asarray(plan.hsdp_group, float)) if plan.sharding == "hsdp" else dense
 
     def gather(width: float) -> Floats:
-        return sent(net.all_gather_s, width, params.dense, group, stride) + sent(net.all_gather_s, width, params.expert, expert, expert_stride)
+        return sent(net.all_gather_s, width, params.dense, group, stride) + sent(
+            net.all_gather_s, width, params.expert, expert, expert_stride
+        )
 
     def scatter(width: float) -> Floats:
-        return sent(net.reduce_scatter_s, width, params.dense, group, stride) + sent(net.reduce_scatter_s, width, params.expert, expert, expert_stride)
+        return sent(net.reduce_scatter_s, width, params.dense, group, stride) + sent(
+            net.reduce_scatter_s, width, params.expert, expert, expert_stride
+        )
 
-    def sent(call: Callable[..., Floats], width: float, n_params: Floats, ranks: Floats, step: Floats, bucket: float = fw.shard_bucket_bytes) -> Floats:
+    def sent(
+        call: Callable[..., Floats], width: float, n_params: Floats, ranks: Floats, step: Floats, bucket: float = fw.shard_bucket_bytes
+    ) -> Floats:
         """The message in buckets, each paying the latency of its own collective."""
         unit = np.where(zero >= 3, width * (params.layer_dense + params.layer_expert), bucket)
         n = np.maximum(np.ceil(width * n_params / unit), 1.0)
@@ -53,7 +59,7 @@ def data_parallel_time(plan: ParallelPlan, system: System, params: StageParams) 
     reduce = reduce + sent(net.all_reduce_s, grad, params.expert, expert, expert_stride, bucket)
     whole = np.where(zero >= 3, 1.0, 0.0)
     each_reduce = scatter(min(grad, 2.0))
-    across = 0.0
+    across: Floats = 0.0
     if plan.sharding == "hsdp":  # copies agree once per step: all-reduce of each shard between the groups
         across = net.all_reduce_s(2.0 * params.dense / group, dense / group, stride * group)
     twice = np.where(zero == 2, np.asarray(plan.grad_accum, float), 1.0)  # stage 2 keeps no whole gradient between micro-batches

@@ -32,11 +32,13 @@ def attention_flops(model: ModelSpec, seq_tokens: Floats, *, causal: bool = True
 
 
 def train_flops(model: ModelSpec, seq_tokens: Floats, global_batch: Floats, *, convention: str = "causal") -> Floats:
-    """Model FLOPs of one step over all GPUs: 3 x forward. ``convention``: ``causal`` halves attention, ``noncausal`` does not,
-    ``linear`` leaves attention out.
+    """Model FLOPs of one step over all GPUs: 3 x forward. ``convention``: ``causal`` halves attention,
+    ``noncausal`` does not, ``linear`` leaves attention out.
 
     Source: Chowdhery et al. 2022 (PaLM), appendix B; Korthikanti et al. 2022, appendix A counts attention in full.
     """
     linear = linear_flops_per_token(model) * np.asarray(seq_tokens, float)
-    attention: Floats = 0.0 if convention == "linear" else attention_flops(model, np.asarray(seq_tokens, float), causal=convention == "causal")
+    attention: Floats = (
+        0.0 if convention == "linear" else attention_flops(model, np.asarray(seq_tokens, float), causal=convention == "causal")
+    )
     return 3.0 * np.asarray(global_batch, float) * (linear + attention)

@@ -82,7 +82,13 @@ def _recompute(plan: ParallelPlan, cut: Shard, out: dict[str, Floats], fwd_flops
     part = np.where(wanted < 0, 1.0, np.minimum(wanted / np.maximum(cut.layers, 1), 1.0))
     again: dict[str, Floats] = {}
     if plan.recompute in ("full", "remat"):
-        again = {"bwd_s": out["fwd_s"], "tp_bwd_s": out["tp_fwd_s"], "cp_bwd_s": out["cp_fwd_s"], "ep_bwd_s": out["ep_fwd_s"], "flops": fwd_flops}
+        again = {
+            "bwd_s": out["fwd_s"],
+            "tp_bwd_s": out["tp_fwd_s"],
+            "cp_bwd_s": out["cp_fwd_s"],
+            "ep_bwd_s": out["ep_fwd_s"],
+            "flops": fwd_flops,
+        }
         if plan.recompute == "remat":
             again["bwd_s"] = again["bwd_s"] - out["attention_fwd_s"]
             again["flops"] = again["flops"] - attention_flops
@@ -96,7 +102,9 @@ def _recompute(plan: ParallelPlan, cut: Shard, out: dict[str, Floats], fwd_flops
 
 def _lanes(ops: tuple[Op, ...], system: System) -> tuple[dict[str, Floats], Floats]:
     """Seconds by lane (``compute`` split into wgrad, and attention and FFN also alone), all-to-alls apart from ring hops."""
-    out: dict[str, Floats] = dict.fromkeys(("compute", "wgrad", "attention", "ffn", "gemm", "attention_flops", "tp", "ring", "a2a", "ep"), 0.0)
+    out: dict[str, Floats] = dict.fromkeys(
+        ("compute", "wgrad", "attention", "ffn", "gemm", "attention_flops", "tp", "ring", "a2a", "ep"), 0.0
+    )
     total: Floats = 0.0
     for op in ops:
         if not np.any(op.count):

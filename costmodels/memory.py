@@ -55,7 +55,8 @@ def train_memory(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, syst
     return MemoryBreakdown(
         **parts, total_bytes=np.maximum(first["total"], last["total"]),
         limit_bytes=system.accelerator.hbm_bytes * system.accelerator.usable_hbm_frac * np.ones_like(parts["weights_bytes"]),
-        host_bytes=host_bytes(model, plan, cut, system), host_limit_bytes=system.cluster.host_ram_bytes * np.ones_like(parts["weights_bytes"]),
+        host_bytes=host_bytes(model, plan, cut, system),
+        host_limit_bytes=system.cluster.host_ram_bytes * np.ones_like(parts["weights_bytes"]),
     )  # fmt: skip
 
 
@@ -70,7 +71,9 @@ def _stage(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, sta
     weights, grads, optimizer = state_bytes(plan, fw, params)
     off_opt, off_par = np.asarray(plan.offload_optimizer, float), np.asarray(plan.offload_params, float)
     kept, working = _activations(model, plan, cut, system, stage)
-    logits = _logits(model, plan, cut, system) if stage == "last" else np.where(np.asarray(plan.pp) == 1, _logits(model, plan, cut, system), 0.0)
+    logits = (
+        _logits(model, plan, cut, system) if stage == "last" else np.where(np.asarray(plan.pp) == 1, _logits(model, plan, cut, system), 0.0)
+    )
     parts: dict[str, Floats] = {
         "weights_bytes": weights * (1 - off_par) + _gathered(plan, params, grads),
         "grads_bytes": grads * (1 - off_opt),
@@ -103,7 +106,9 @@ def _activations(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: Syste
         # the running layer's gradients: one hidden and the widest intermediate pair
         working = input_bytes(model, cut) * 2 + 4.0 * cut.tokens * np.maximum(cut.ffn, cut.expert_ffn * model.top_k)
         return per_layer * n_layers * waves * (1 - offloaded), working
-    part = np.where(np.asarray(plan.recompute_layers) < 0, 1.0, np.minimum(np.asarray(plan.recompute_layers) / np.maximum(n_layers, 1), 1.0))
+    part = np.where(
+        np.asarray(plan.recompute_layers) < 0, 1.0, np.minimum(np.asarray(plan.recompute_layers) / np.maximum(n_layers, 1), 1.0)
+    )
     whole = layer_saved(model, plan, cut, fw, "none")
     kept = (part * per_layer * (1 - offloaded) + (1 - part) * whole) * n_layers * waves
     return kept, np.maximum(attention_working(model, plan, cut), ffn_working(model, plan, cut))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from .system import System
 
-Floats = float | NDArray[np.float64]
+Floats = float | NDArray[Any]
 """A number, or an array of numbers: one per candidate."""
 
 Lane = Literal["compute", "tp", "cp", "ep", "dp", "pp", "host"]

@@ -10,7 +10,6 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.plan import ParallelPlan
 from ..scenarios.workload import TrainWorkload
 from .op import Floats
-from .params import count_params
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,6 +88,6 @@ def state_bytes(plan: ParallelPlan, fw: Framework, params: StageParams) -> tuple
 
     weight_bytes = 2.0 if fw.master_weights or plan.precision != "fp32" else 4.0
     master = 4.0 if fw.master_weights else 0.0
-    moments = OPTIMIZER_BYTES[plan.optimizer] if plan.optimizer in OPTIMIZER_BYTES else 8.0
+    moments = OPTIMIZER_BYTES[plan.optimizer]
     optimizer = 0.0 if plan.optimizer == "mezo" else held(trained * (master + moments), 1)
     return held(weight_bytes, 3), held(trained * fw.grad_dtype_bytes, 2), optimizer

@@ -31,5 +31,6 @@ def make_system(cluster: Cluster, framework: str | Framework, calibration: Calib
     intra, inter = registry.link(cluster.intra), registry.link(cluster.inter)
     return System(
         accelerator=accelerator, cluster=cluster, framework=registry.framework(framework) if isinstance(framework, str) else framework,
-        roofline=Roofline(accelerator, calibration, registry.link(cluster.host_link).bytes_per_s), network=Network(cluster, accelerator, intra, inter, calibration),
+        roofline=Roofline(accelerator, calibration, registry.link(cluster.host_link).bytes_per_s),
+        network=Network(cluster, accelerator, intra, inter, calibration),
     )  # fmt: skip

@@ -106,13 +106,18 @@ def _stage_time(
     head = with_head.astype(float)
     emb = alone.astype(float) * embed
     copy_f, copy_b = _offload(model, plan, cut, system, layer, n)
-    compute_f, compute_b, compute_w = n * layer.fwd_s + head * head_f + emb, n * layer.bwd_s + head * head_b + emb, n * layer.wgrad_s + head * head_w + accumulate
+    compute_f, compute_b, compute_w = (
+        n * layer.fwd_s + head * head_f + emb,
+        n * layer.bwd_s + head * head_b + emb,
+        n * layer.wgrad_s + head * head_w + accumulate,
+    )
     comm_f = n * (layer.tp_fwd_s + layer.cp_fwd_s + layer.ep_fwd_s) + copy_f
     comm_b = n * (layer.tp_bwd_s + layer.cp_bwd_s + layer.ep_bwd_s) + copy_b
     mean = (model.n_layers * one + last_extra + first_extra) / np.asarray(plan.pp, float)
     return {
-        "fwd": compute_f + comm_f, "bwd": compute_b + comm_b, "wgrad": compute_w, "mean": mean, "compute": compute_f + compute_b + compute_w,
-        "tp": n * (layer.tp_fwd_s + layer.tp_bwd_s), "cp": n * (layer.cp_fwd_s + layer.cp_bwd_s), "ep": n * (layer.ep_fwd_s + layer.ep_bwd_s),
+        "fwd": compute_f + comm_f, "bwd": compute_b + comm_b, "wgrad": compute_w, "mean": mean,
+        "compute": compute_f + compute_b + compute_w, "tp": n * (layer.tp_fwd_s + layer.tp_bwd_s), "cp": n * (layer.cp_fwd_s + layer.cp_bwd_s),
+        "ep": n * (layer.ep_fwd_s + layer.ep_bwd_s),
         "offload": copy_f + copy_b, "flops": n * layer.flops + head * head_flops,
     }  # fmt: skip
 
@@ -156,7 +161,9 @@ def _exposed_dp(plan: ParallelPlan, system: System, params: object, stage: dict[
     """Data-parallel messages not hidden: ZeRO-3's gathers behind each micro-batch, gradients behind the last backward."""
     t = data_parallel_time(plan, system, params)  # type: ignore[arg-type]
     frac = system.framework.overlap_dp_frac
-    each = exposed(t.gather_forward_s, stage["fwd"], frac) + exposed(t.gather_backward_s + t.reduce_each_s, stage["bwd"] + stage["wgrad"], frac)
+    each = exposed(t.gather_forward_s, stage["fwd"], frac) + exposed(
+        t.gather_backward_s + t.reduce_each_s, stage["bwd"] + stage["wgrad"], frac
+    )
     once = np.where(np.asarray(plan.zero_stage) == 0, frac, system.framework.overlap_shard_frac)
     return m * each + exposed(t.once_s, stage["bwd"] + stage["wgrad"], once)
 
@@ -172,6 +179,6 @@ def _overhead(plan: ParallelPlan, system: System, cut: Shard, m: Floats, worst: 
 
 
 def _error(system: System, total: Floats) -> Floats:
-    """Expected relative error of the step: the framework's measured one and the kernels' (a borrowed calibration is wider), in quadrature."""
+    """Expected relative error of the step: the framework's measured one and the kernels' (wider if borrowed), in quadrature."""
     kernels = system.roofline.error_frac("gemm.bf16")
     return np.hypot(system.framework.error_frac, kernels) * np.ones_like(total)

@@ -12,16 +12,20 @@ class Framework:
 
     Host: ``step_overhead_s`` per optimizer step that no GPU work hides; ``host_layer_s`` to enqueue a layer's forward and backward,
     ``host_layer_tp_s`` more with tensor parallelism (a stage runs at the slower of host and device); ``host_contention_s`` per layer and
-    tensor rank more when pipelines span nodes. ``overlap_*_frac`` is the part of compute that communication of an axis can hide behind
-    (``dp``: all-reduces and ZeRO-3's gathers; ``shard``: the scatters and gathers of stages 1 and 2).
-    All-reduced gradients travel in messages of ``bucket_bytes``, scattered gradients and gathered weights of
-    ``shard_bucket_bytes`` (a layer at a time under ZeRO-3).
+    tensor rank more when pipelines span nodes.
+
+    Overlap: ``overlap_*_frac`` is the part of compute that communication of an axis can hide behind (``dp``: all-reduces and ZeRO-3's
+    gathers; ``shard``: the scatters and gathers of stages 1 and 2). All-reduced gradients travel in messages of ``bucket_bytes``,
+    scattered gradients and gathered weights of ``shard_bucket_bytes`` (a layer at a time under ZeRO-3).
+
     Kernels: ``sustained_frac`` of a matmul's back-to-back rate holds inside a model; ``attention_kernel`` is the card's ``best`` or plain
     ``fa2``, at ``attention_frac`` of its rate; ``elementwise_passes`` multiplies the minimal traffic of norms, rope and activations;
     ``accumulate_passes`` that of summing gradients over micro-batches (0: fused into the matmul).
-    Memory: a layer saves ``saved_hidden`` tensors of hidden width, and ``saved_attention``, ``saved_ffn`` times the minimal sets;
-    ``logits_bytes_per_element`` for logits, loss and gradient (streamed ``loss_passes`` times over a forward and backward); ``buffer_bytes`` of communication buffers; ``context_bytes`` of CUDA context
-    and libraries; ``fragmentation_frac`` of dynamic memory lost by the allocator.
+
+    Memory: a layer saves ``saved_hidden`` tensors of hidden width, and ``saved_attention``, ``saved_ffn`` times the minimal sets; the loss
+    holds ``logits_bytes_per_element`` (streamed ``loss_passes`` times over a forward and backward); ``buffer_bytes`` of communication
+    buffers; ``context_bytes`` of CUDA context and libraries; ``fragmentation_frac`` of dynamic memory lost by the allocator.
+
     ``error_frac`` is the median error of step times on measured runs that no constant was fitted on.
     """
 

@@ -20,7 +20,7 @@ Optimizer = Literal["adamw", "adamw-bf16", "adamw-8bit", "lion", "sgd", "mezo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelPlan:
-    """Layout of a training step. ``n_gpus = dp * tp * pp * cp``; ``ep * expert_tp`` divides ``dp * cp * tp``: experts live on the same ranks.
+    """Layout of a training step: ``n_gpus = dp * tp * pp * cp``; ``ep * expert_tp`` divides ``dp * cp * tp`` (the same ranks).
 
     Text fields hold one value, so a batch of candidates is one ParallelPlan whose numeric fields are equally long arrays.
     ``cp_inner`` is the Ulysses degree of the hybrid ``ulysses-ring`` (the ring degree is ``cp / cp_inner``).
