@@ -15,7 +15,7 @@ from ..scenarios.workload import TrainWorkload
 from .constraints import StageProblem
 from .engines import ENGINES
 from .prune import Prices, Table, rows_of, uses
-from .solve import StageSolution, greedy, solve
+from .solve import StageSolution, bound_s, greedy, solve
 from .space import Batch
 from .stages import movable, stage_problems
 
@@ -132,28 +132,32 @@ def _startable(batch: Batch) -> NDArray[np.bool_]:
 
 def _solve_batch(prices: Prices, batch: Batch, rows: NDArray[np.int64], bounds: NDArray[np.float64], found: _Found) -> None:
     plan, work = rows_of(batch.plan, rows), rows_of(batch.work, rows)
-    problems = stage_problems(prices, plan, work, rows.size)
-    for i, p in enumerate(problems):
+    for i, p in enumerate(stage_problems(prices, plan, work, rows.size)):
         if bounds[i] >= found.best_s:
             break  # rows come in order of their bounds
-        answer = solve(p)
-        found.n_solved += 1
-        simple = greedy(p)
+        if bound_s(p) >= found.best_s:
+            continue
         one, load = rows_of(plan, i), rows_of(work, i)
-        for solution, is_best in ((simple, False), (answer, True)):
-            if solution is None:
-                continue
-            candidate = apply(one, p, solution)
-            real = float(prices.step(candidate, load).step_time_s)
-            agrees = abs(real - solution.step_s) <= AGREEMENT_FRAC * real and _fits(prices, candidate, load)
-            if not is_best:
-                found.greedy_s = min(found.greedy_s, real) if agrees else found.greedy_s
-                continue
-            found.gap_frac = max(found.gap_frac, solution.gap_frac)
-            found.n_refused += not agrees
-            if agrees and real < found.best_s:
+        answer, simple = solve(p), greedy(p)
+        found.n_solved += 1
+        if simple is not None and simple.step_s < found.greedy_s and (real := _agreed(prices, apply(one, p, simple), load, simple)):
+            found.greedy_s = min(found.greedy_s, real)
+        if answer is None:
+            continue
+        found.gap_frac = max(found.gap_frac, answer.gap_frac)
+        if answer.step_s < found.best_s:
+            better = apply(one, p, answer)
+            real = _agreed(prices, better, load, answer)
+            found.n_refused += real is None
+            if real is not None and real < found.best_s:
                 found.best_s = real
-                found.plans.append((candidate, load))
+                found.plans.append((better, load))
+
+
+def _agreed(prices: Prices, plan: ParallelPlan, work: TrainWorkload, solution: StageSolution) -> float | None:
+    """The cost model's step time of a solution; None if it differs from the program's or a limit breaks."""
+    real = float(prices.step(plan, work).step_time_s)
+    return real if abs(real - solution.step_s) <= AGREEMENT_FRAC * real and _fits(prices, plan, work) else None
 
 
 def _fits(prices: Prices, plan: ParallelPlan, work: TrainWorkload) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .constraints import StageProblem
@@ -61,6 +62,30 @@ def solve(p: StageProblem, time_limit_s: float = 5.0) -> StageSolution | None:
     )  # fmt: skip
 
 
+def bound_s(p: StageProblem) -> float:
+    """A step time no choice can beat: each missing byte freed at the best rate of seconds per byte; infinite if too few can be freed.
+
+    With movable layers only the bytes of one-layer stages are sure to be missing, and stages may be perfectly even.
+    """
+    per_period = p.n_micro + (p.n_stages - 1) / p.vpp
+    worst = 0.0
+    for r in p.roles:
+        n = 1 if p.partition else p.base_layers[r]
+        missing = p.fixed_bytes[r] + n * p.layer_bytes[r] - p.hbm_limit_bytes
+        if missing <= 0:
+            continue
+        rates = [per_period * o.extra_s / o.freed_bytes[r] for o in p.options if o.freed_bytes[r] > 0]
+        rates += [p.optimizer_s / p.optimizer_bytes] if p.optimizer_bytes > 0 else []
+        most = (n if not p.partition else p.n_layers) * max((o.freed_bytes[r] for o in p.options), default=0.0) + p.optimizer_bytes
+        if not rates or most < missing * (1 - TOLERANCE):
+            return math.inf
+        worst = max(worst, missing * max(min(rates), 0.0))
+    if not p.partition:
+        return p.base_s + worst
+    mean = (p.n_layers * p.layer_s + p.edge_s["first"] + p.edge_s.get("last", 0.0)) / p.n_stages
+    return p.base_s - p.n_micro * max(p.base_period_s - mean, 0.0) + worst
+
+
 def greedy(p: StageProblem) -> StageSolution | None:
     """The usual way: keep the given partition and, while memory is over, take the cheapest step per byte freed; None if stuck.
 
@@ -84,4 +109,3 @@ def greedy(p: StageProblem) -> StageSolution | None:
     return StageSolution(
         layers=layers, count=count, offload_frac=offload, step_s=step_s(p, layers, count, offload), proved=False, gap_frac=1.0
     )
-

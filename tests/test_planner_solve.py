@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roofplan.planner.constraints import Option, StageProblem
-from roofplan.planner.solve import greedy, overflow_bytes, solve, step_s
+from roofplan.planner.solve import bound_s, greedy, overflow_bytes, solve, step_s
 
 GIB = 2.0**30
 
@@ -85,6 +85,7 @@ def problem(
 def test_the_solver_agrees_with_brute_force(n_stages: int, n_layers: int, fractional: bool, **rest: object) -> None:
     p = problem(n_stages=n_stages, n_layers=max(n_layers, n_stages), fractional=fractional and n_stages == 1, **rest)  # type: ignore[arg-type]
     found, best = solve(p), brute_force(p)
+    assert bound_s(p) <= best + 1e-9
     if found is None:
         assert best == math.inf
         return

@@ -1,0 +1,131 @@
+"""``plan``: how to run a model on a cluster, as a ranked table, as JSON, and as a folder that runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from ..scenarios.errors import BadInput
+from ..scenarios.scenario import OBJECTIVES, OPTIMIZERS, PRECISIONS, TASKS, Scenario, parse_seq, read_scenario
+from ..scenarios.units import parse_quantity
+from .command import FAILED, OK, run
+from .decide import Decision, decide
+from .engines import ENGINES
+
+SERVE_ONLY = ("isl", "osl", "trace", "rate", "concurrency", "ttft", "tpot")
+
+
+class Seq(click.ParamType):  # type: ignore[type-arg]
+    """A token count or ``max``."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """``1M`` -> 1048576, ``max`` -> 0; BadInput otherwise."""
+        return value if isinstance(value, int) else parse_seq(value)
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A quantity of bytes with its unit: ``1.9TB``, ``512 GiB``."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """``1.9TB`` -> 1.9e12; BadInput otherwise."""
+        return value if isinstance(value, float) else parse_quantity(value, "_bytes")
+
+
+def scenario_flags(command: Any) -> Any:
+    """The flags that describe a training scenario; shared by ``plan`` and ``sweep``."""
+    flags = [
+        click.option("--model", help="Model: alias, Hugging Face id known to the registry, or path of a config.json."),
+        click.option("--gpu", help="GPU; see `roofplan gpus`.  [default: h100-sxm]"),
+        click.option("--cluster", help="Cluster by name, instead of the GPU's default one."),
+        click.option("--gpus-per-node", type=int, help="GPUs of a node, if not the cluster's own."),
+        click.option("--objective", type=click.Choice(OBJECTIVES), help="What to minimise or stretch.  [default: time]"),
+        click.option("--allow", multiple=True, help="Accept less than lossless: quant, lossy:<points>, retrain. Repeatable."),
+        click.option("--global-batch", type=int, help="Sequences of a step.  [default: about 4 Mi tokens, 1,024 a GPU if that is more]"),
+        click.option("--micro-batch", type=int, help="Sequences of a micro-batch.  [default: searched]"),
+        click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic of the matmuls.  [default: bf16]"),
+        click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer.  [default: adamw]"),
+        click.option("--framework", type=click.Choice([*ENGINES, "auto"]), help="Only layouts this framework can run.  [default: auto]"),
+        click.option("--host-ram", "host_ram_bytes", type=Bytes(), help="Memory of one host, e.g. 1.9TB, if not the cluster's own."),
+        click.option("--price", "price_usd_per_h", type=float, help="USD per GPU hour, if not the cluster's own."),
+        click.option("--calibration", help="Calibration file (TOML) instead of the GPU's own."),
+        click.option("--index-bits", type=int, help="Width of the kernels' tensor index (31: int32), as a limit.  [default: none]"),
+    ]
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--scenario", "scenario_file", help="TOML file with any of these settings; flags override it.")
+@scenario_flags
+@click.option("--seq", "seq_tokens", type=Seq(), help="Tokens of a sequence: 131072, 128K, 1M; or max.  [default: 8192]")
+@click.option("--gpus", "n_gpus", type=int, help="Number of GPUs.")
+@click.option("--task", type=click.Choice(TASKS), help="What to plan.  [default: train]")
+@click.option("--top", type=int, help="How many plans to show.  [default: 5]")
+@click.option("--out", help="Folder for the files that run the winner; written whole or not at all.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the answer as JSON; `-` prints it and nothing else.")
+@click.option("--isl", hidden=True)
+@click.option("--osl", hidden=True)
+@click.option("--trace", hidden=True)
+@click.option("--rate", hidden=True)
+@click.option("--concurrency", hidden=True)
+@click.option("--ttft", hidden=True)
+@click.option("--tpot", hidden=True)
+def plan(scenario_file: str | None, json_to: str | None, out: str | None, **flags: Any) -> int:
+    """Rank the ways to train a model on a cluster, say why the best one wins, and write the files that run it."""
+    serving = [name for name in SERVE_ONLY if flags.pop(name) is not None]
+    flags["allow"] = split_allow(flags["allow"])
+    scenario = read_scenario(Path(scenario_file) if scenario_file else None, flags)
+    if serving and scenario.task == "train":
+        raise BadInput(f"--{serving[0]} belongs to --task serve, which is not available in this version; drop it to plan training")
+    decision = decide(scenario, progress=progress(quiet=json_to == "-"))
+    show(decision, json_to, scenario)
+    if out and decision.choices:
+        from .export import export
+
+        written = export(decision, Path(out))
+        if json_to != "-":
+            print(f"Wrote {len(written)} files to {out}")
+    return OK if decision.choices else FAILED
+
+
+def split_allow(words: tuple[str, ...]) -> tuple[str, ...] | None:
+    """``("quant,retrain",)`` -> ``("quant", "retrain")``; None when the flag was not given."""
+    return tuple(w.strip() for word in words for w in word.split(",")) or None
+
+
+def progress(*, quiet: bool) -> Any:
+    """A function that shows one line of progress on a terminal's stderr."""
+    if quiet or not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
+
+
+def show(decision: Decision, json_to: str | None, scenario: Scenario) -> None:
+    """The table on standard output, and the JSON where it was asked for; ``-`` replaces the table."""
+    from .answer import as_json, write_json
+
+    data = as_json(decision)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    if json_to:
+        write_json(data, json_to)
+    if json_to == "-":
+        return
+    from rich.console import Console
+
+    from .report import print_report
+
+    print_report(data, Console(soft_wrap=False))
+
+
+def plan_main() -> NoReturn:
+    """The console script ``plan``."""
+    run(plan, "plan")
