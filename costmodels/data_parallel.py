@@ -93,7 +93,7 @@ def optimizer_time(plan: ParallelPlan, system: System, params: StageParams) -> F
         return system.roofline.stream_s(4 * 4.0 * n)
     moments = OPTIMIZER_BYTES[plan.optimizer]
     device = system.roofline.stream_s(n * (2 * (4.0 + moments) + 2.0 + 2 * system.framework.grad_dtype_bytes))
-    per_node = np.minimum(system.cluster.gpus_per_node, np.asarray(plan.n_gpus, float))
+    per_node = np.minimum(system.cluster.gpus_on_host, np.asarray(plan.n_gpus, float))
     adam = system.roofline.host_adam_s(n, system.cluster.host_bytes_per_s / per_node)
     copies = 2 * system.roofline.host_copy_s(2.0 * n)
     part = np.asarray(plan.offload_optimizer, float)

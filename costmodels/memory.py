@@ -123,7 +123,7 @@ def _logits(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System) ->
 
 def host_bytes(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System) -> Floats:
     """Host memory of one node: offloaded optimizer (fp32 master and moments, 16-bit gradients), parameters and checkpoints of its ranks."""
-    per_node = np.minimum(system.cluster.gpus_per_node, np.asarray(plan.n_gpus, float))
+    per_node = np.minimum(system.cluster.gpus_on_host, np.asarray(plan.n_gpus, float))
     params = stage_params(model, plan, cut, "first")
     dense_ranks, expert_ranks = data_ranks(plan)
     share = params.dense / dense_ranks + params.expert / expert_ranks
