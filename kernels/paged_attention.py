@@ -62,9 +62,14 @@ def combine_splits(part, part_lse, out, SPLITS: tl.constexpr, D: tl.constexpr):
 
 
 def n_splits(programs: int, tokens: int, block: int, sms: int) -> int:
-    """How many slices give every multiprocessor about two programs, at least two tiles each; a power of two, at most 64."""
-    wanted = min(cdiv(2 * sms, programs), cdiv(tokens, 2 * block), 64)
+    """How many slices give every multiprocessor about two programs, at least one tile each; a power of two, at most 64."""
+    wanted = min(cdiv(2 * sms, programs), cdiv(tokens, block), 64)
     return max(1, next_power_of_2(wanted + 1) // 2)
+
+
+def split_room(programs: int, tokens: int) -> int:
+    """Slices to make room for: what ``n_splits`` asks for on the widest card (256 multiprocessors) with the smallest tile."""
+    return n_splits(programs, tokens, 16, 256)
 
 
 def page_table(batch: int, length: int, draw: Draw) -> tuple[torch.Tensor, int]:
@@ -79,6 +84,7 @@ def _make_inputs(shape: Shape, dtype: str, draw: Draw) -> Inputs:
     lengths = [max(1, length - (length * i) // (2 * batch)) for i in range(batch)] if shape.get("ragged") else [length] * batch
     pages, n_pages = page_table(batch, length, draw)
     window = int(shape.get("window_size", 0)) or length
+    room = split_room(batch * kv_heads, length)
     return {
         "q": draw.normal(batch, heads, dim, dtype=kind),
         "k_cache": draw.normal(n_pages, PAGE_TOKENS, kv_heads, dim, dtype=cache),
@@ -86,8 +92,8 @@ def _make_inputs(shape: Shape, dtype: str, draw: Draw) -> Inputs:
         "out": draw.empty(batch, heads, dim, dtype=kind),
         "pages": pages,
         "kv_lens": draw.given(lengths, torch.int32),
-        "part": draw.empty(batch, heads, 64, dim, dtype=torch.float32),
-        "part_lse": draw.empty(batch, heads, 64, dtype=torch.float32),
+        "part": draw.empty(batch, heads, room, dim, dtype=torch.float32),
+        "part_lse": draw.empty(batch, heads, room, dtype=torch.float32),
         "scratch": ("part", "part_lse"),
         "kv_scale": 0.5 if cache == torch.float8_e4m3fn else 1.0,
         "window": window,
@@ -167,7 +173,7 @@ SPECS = (
         shapes=joined(joined(_SIZES, _HEADS), _KINDS),
         checks=(
             _check(2, 250, 4, 2, 64), _check(3, 101, 8, 1, 128, ragged=1), _check(1, 17, 2, 2, 64),
-            _check(2, 256, 6, 2, 64, ragged=1, window_size=70), _check(1, 1, 4, 1, 64),
+            _check(2, 256, 6, 2, 64, ragged=1, window_size=70), _check(3, 65, 4, 1, 64, ragged=1), _check(1, 1, 4, 1, 64),
         ),
         configs=_configs,
     ),

@@ -70,11 +70,6 @@ class KernelSpec:
     n_gpus: int = 1
     tolerance_factor: float = 1.0
 
-    def __post_init__(self) -> None:
-        for shape in self.shapes:
-            if self.flops(shape, self.dtypes[0]) < 0 or self.moved_bytes(shape, self.dtypes[0]) < 0:
-                raise ValueError(f"{self.name}: a floor is negative at {dict(shape)}")
-
     def supports(self, dtype: str, capability: int) -> bool:
         """Whether a GPU of this compute capability (80, 90, 100, …) can run the kernel in this dtype."""
         return capability >= self.min_capability.get(dtype, 70)
