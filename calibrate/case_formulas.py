@@ -30,7 +30,9 @@ def active_params_billion(case: Case) -> float:
 def train_tflop(case: Case) -> float:
     """Training FLOPs of the layout's workload in units of 1e12, in the case's convention, without recomputation."""
     layout = case.layout
-    flops = train_flops(model_of(layout), scalar(layout.work.seq_tokens), scalar(layout.work.global_batch), convention=case.flops_convention)
+    flops = train_flops(
+        model_of(layout), scalar(layout.work.seq_tokens), scalar(layout.work.global_batch), convention=case.flops_convention
+    )
     return scalar(flops) / 1e12
 
 
@@ -56,7 +58,10 @@ def all_to_all_gib(case: Case) -> float:
     layout, model = case.layout, model_of(case.layout)
     tokens = scalar(layout.work.seq_tokens) * scalar(layout.work.global_batch)
     scale = case.numbers.get("dim_scale", 1.0)
-    return scalar(moe_volume.all_to_all_bytes(tokens, model.hidden, model.top_k, model.n_moe_layers, scalar(layout.plan.ep), dim_scale=scale)) / GIB
+    return (
+        scalar(moe_volume.all_to_all_bytes(tokens, model.hidden, model.top_k, model.n_moe_layers, scalar(layout.plan.ep), dim_scale=scale))
+        / GIB
+    )
 
 
 def narrow_train_tflop(case: Case) -> float:

@@ -11,6 +11,9 @@ from .training_rows import TrainingRun
 from .training_sources import SourceRule
 
 
+MAX_LAYERS = 10_000
+
+
 class CannotPriceError(BadInput):
     """A run that lacks what a price needs; the message says what."""
 
@@ -39,6 +42,8 @@ def model_of(run: TrainingRun, rule: SourceRule) -> ModelSpec:
 def _spec(run: TrainingRun, rule: SourceRule) -> ModelSpec:
     layers, hidden, heads, ffn = (int(getattr(run, c)) for c in ("layers", "hidden", "heads", "ffn"))
     vocab = run.vocab or rule.vocab
+    if layers > MAX_LAYERS:
+        raise CannotPriceError(f"layers={layers:,} is over the limit of {MAX_LAYERS:,}")
     if not vocab:
         raise CannotPriceError("vocabulary not stated")
     if hidden % heads:

@@ -38,7 +38,8 @@ CP_KINDS: dict[str, CpKind] = {
     "": "zigzag",
 }
 """Published words -> kinds. Megatron's ring balances the causal mask as zigzag; an unnamed one is taken as such."""
-PRECISIONS = {"": "", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "nvfp4", "fp32": "fp32", "tf32": "tf32"}
+PRECISIONS = ("nvfp4", "mxfp8", "fp8", "fp16", "bf16", "fp32", "tf32")
+"""Words looked for in the precision cell, the most special first: ``fp8-cs`` is fp8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +155,12 @@ def _recompute(run: TrainingRun, rule: SourceRule) -> Recompute:
 
 
 def _precision(run: TrainingRun, rule: SourceRule) -> str:
-    stated = PRECISIONS.get(run.precision.lower())
-    if stated is None:
-        raise CannotPriceError(f"precision={run.precision!r} is unknown; known: {', '.join(p for p in PRECISIONS if p)}")
-    return stated or rule.precision
+    if not run.precision:
+        return rule.precision
+    found = next((word for word in PRECISIONS if word in run.precision.lower()), "")
+    if not found:
+        raise CannotPriceError(f"precision={run.precision!r} is unknown; known: {', '.join(PRECISIONS)}")
+    return found
 
 
 def _attention(run: TrainingRun, rule: SourceRule) -> Literal["flash", "unfused"]:

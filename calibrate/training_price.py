@@ -79,14 +79,14 @@ def _key(s: Setting) -> tuple[object, ...]:
 
 def _price_group(group: list[Setting]) -> list[Priced | Skipped]:
     try:
-        return list(_price_tuned(group[0]) if group[0].tuned else _price_batch(group))
+        return _price_tuned(group[0]) if group[0].tuned else _price_batch(group)
     except RoofplanError as error:
         if len(group) == 1:
             return [Skipped(id=group[0].run.id, why=str(error))]
         return [row for setting in group for row in _price_group([setting])]
 
 
-def _price_batch(group: list[Setting]) -> list[Priced]:
+def _price_batch(group: list[Setting]) -> list[Priced | Skipped]:
     plan = batch_of([s.plan for s in group])
     work = TrainWorkload(
         seq_tokens=np.array([s.work.seq_tokens for s in group], np.int64),
@@ -95,13 +95,16 @@ def _price_batch(group: list[Setting]) -> list[Priced]:
     step, memory = price(group[0], plan, work, max(s.cluster.n_gpus for s in group))
     seconds, fits = _each(step.step_time_s, len(group)), _each(memory.fits, len(group))
     peak = _each(measured_bytes(memory, group[0].rule.measures), len(group))
-    return [
-        Priced(setting=s, step_s=float(seconds[i]), peak_bytes=float(peak[i]), fits=bool(fits[i]), ran=feasibility(s.run))
-        for i, s in enumerate(group)
-    ]
+    return [_one(s, float(seconds[i]), float(peak[i]), bool(fits[i])) for i, s in enumerate(group)]
 
 
-def _price_tuned(s: Setting) -> list[Priced]:
+def _one(s: Setting, step_s: float, peak_bytes: float, fits: bool) -> Priced | Skipped:
+    if not (0 < step_s < float("inf") and 0 < peak_bytes < float("inf")):
+        return Skipped(id=s.run.id, why=f"sizes out of range: priced at {step_s:g} s and {peak_bytes:g} bytes")
+    return Priced(setting=s, step_s=step_s, peak_bytes=peak_bytes, fits=fits, ran=feasibility(s.run, s.rule))
+
+
+def _price_tuned(s: Setting) -> list[Priced | Skipped]:
     """Micro-batch and interleaving unknown: the fastest that fits among powers of two and divisors (micro-batch 1 if none fits)."""
     stage = s.model.n_layers // int(s.plan.pp)
     per_rank = s.work.global_batch // int(s.plan.dp)
@@ -118,7 +121,7 @@ def _price_tuned(s: Setting) -> list[Priced]:
             continue
         plans = [dataclasses.replace(s.plan, micro_batch=m, vpp=v, grad_accum=per_rank // m, schedule=schedule) for m, v in picks]
         for row in _price_batch([dataclasses.replace(s, plan=p) for p in plans]):
-            if best is None or (row.fits, -row.step_s) > (best.fits, -best.step_s):
+            if isinstance(row, Priced) and (best is None or (row.fits, -row.step_s) > (best.fits, -best.step_s)):
                 best = row
     return [best] if best else _price_batch([s])
 

@@ -17,29 +17,30 @@ def published_step_s(run: TrainingRun, rule: SourceRule) -> float | None:
         return None
     if run.step_time_s:
         return run.step_time_s
-    if (
-        rule.flops == "hardware"
-        and run.tflops_per_gpu
-        and run.global_batch_seqs
-        and run.num_gpus
-        and run.layers
-        and run.hidden
-        and run.seq_len
-    ):
-        h, layers, s, vocab = run.hidden, run.layers, run.seq_len, run.vocab or rule.vocab
-        flops = 96.0 * run.global_batch_seqs * s * layers * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
-        return flops / (run.num_gpus * run.tflops_per_gpu * 1e12)
-    return None
-
-
-def feasibility(run: TrainingRun) -> bool | None:
-    """True: it ran; False: clearly measured out of device memory; None: no usable label ("crash/oom" does not tell which)."""
-    notes = run.notes
-    if re.search(r"crash/oom", notes, re.I):
+    batch, s, layers, h, n = run.global_batch_seqs, run.seq_len, run.layers, run.hidden, run.num_gpus
+    if rule.flops != "hardware" or not (run.tflops_per_gpu and batch and s and layers and h and n):
         return None
-    vague = re.sub(r"close to oom|(?:brink of |at )?(?:cpu|host)[ -]oom|no oom|not oom", "", notes, flags=re.I)
-    if re.search(r"\boom\b|out of memory|\boomed\b", vague, re.I):
+    vocab = run.vocab or rule.vocab
+    flops = 96.0 * batch * s * layers * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
+    return flops / (n * run.tflops_per_gpu * 1e12)
+
+
+def feasibility(run: TrainingRun, rule: SourceRule) -> bool | None:
+    """True: it ran; False: clearly measured out of device memory; None: no usable label.
+
+    "crash/oom" does not tell which of the two it was, a formula did not run, and a row with a step time ran whatever its note says.
+    """
+    if rule.computed or failed_unclear(run):
+        return None
+    if run.step_time_s:
+        return True
+    notes = re.sub(r"close to oom|(?:brink of |at )?(?:cpu|host)[ -]oom|no oom|not oom", "", run.notes, flags=re.I)
+    if re.search(r"\boom(?:s|ed)?\b|out of memory", notes, re.I):
         return False
-    if re.search(r"fail|crash|hang", notes, re.I):
-        return None
-    return True if run.step_time_s or run.tflops_per_gpu or run.peak_mem_gb or "max seq" in notes or "feasibility" in notes else None
+    stated = run.tflops_per_gpu or run.peak_mem_gb or re.search(r"max(?:imum)? (?:trainable )?seq|feasibility", notes, re.I)
+    return True if stated else None
+
+
+def failed_unclear(run: TrainingRun) -> bool:
+    """Whether the run failed for a reason its source does not separate from others."""
+    return bool(re.search(r"crash/oom|\b(?:fail(?:ed|ure)?|crash(?:ed)?|hang|hung)\b", run.notes, re.I)) and not run.step_time_s

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .training_price import Priced, price_runs
+from .training_price import Priced, Skipped, price_runs
+from .training_published import failed_unclear
 from .training_rows import read_runs
 from .training_score import summarise
 
@@ -15,9 +16,11 @@ from .training_score import summarise
 def validate_training(path: Path) -> dict[str, Any]:
     """Price every run of a CSV table and score the prices: ``{"rows", "skipped", "summary"}``; BadFile if the table is broken."""
     priced, skipped = price_runs(read_runs(path))
+    rows = {item.setting.run.id: _rows(item) for item in priced}
+    nothing = [Skipped(id=item.setting.run.id, why=_no_number(item)) for item in priced if not rows[item.setting.run.id]]
     return {
-        "rows": [row for item in priced for row in _rows(item)],
-        "skipped": [{"id": s.id, "why": s.why} for s in skipped],
+        "rows": [row for found in rows.values() for row in found],
+        "skipped": [{"id": s.id, "why": s.why} for s in (*skipped, *nothing)],
         "summary": summarise(priced),
     }
 
@@ -32,6 +35,12 @@ def _rows(item: Priced) -> list[dict[str, Any]]:
     if item.ran is not None:
         out.append(_row(item, "fits", float(item.ran), float(item.fits)))
     return out
+
+
+def _no_number(item: Priced) -> str:
+    if failed_unclear(item.setting.run):
+        return "failed, the source does not say whether of memory: counted in the summary only"
+    return "states no step time, peak memory or memory label that can be scored"
 
 
 def _row(item: Priced, metric: str, published: float, predicted: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .training_price import Priced
+from .training_published import failed_unclear
 
 Array = NDArray[np.float64]
 NOT_LAYOUT = {
@@ -154,6 +155,8 @@ def memory_summary(rows: Sequence[Priced]) -> dict[str, Any]:
     summary: dict[str, Any] = errors([p.published for p in found], [p.predicted for p in found]) if found else {}
     ran = [r for r in rows if r.ran]
     summary["ran"], summary["ran_called_not_fitting"] = len(ran), sum(not r.fits for r in ran)
+    unclear = [r for r in rows if failed_unclear(r.setting.run)]
+    summary["failed_unclear"], summary["failed_unclear_called_not_fitting"] = len(unclear), sum(not r.fits for r in unclear)
     summary["ran_out_of_memory"], summary["ran_out_called_fitting"] = len(ran_out), sum(r.fits for r in ran_out)
     return summary
 

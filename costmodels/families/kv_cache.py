@@ -8,7 +8,8 @@ from ...scenarios.model import ModelSpec
 def kv_bytes_per_token(model: ModelSpec, *, element_bytes: float = 2.0) -> float:
     """Cache of one token over all layers: ``2 L g d e``; under MLA the latent and the shared rope key, ``L (c + d_rope) e``.
 
-    Windowed layers are counted in full: this is the cost of a token while it is in the window. Source: DeepSeek-V3 insights (2025), table 1.
+    Windowed layers are counted in full: this is the cost of a token while it is in the window.
+    Source: DeepSeek-V3 insights (2025), table 1.
     """
     width = model.kv_lora_rank + model.rope_head_dim if model.is_mla else model.n_kv_heads * (model.qk_dim + model.v_dim)
     return model.n_layers * width * element_bytes
