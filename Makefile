@@ -27,7 +27,7 @@ test: $(VENV)/.ready  ## the test suite
 
 check: $(VENV)/.ready  ## lint and types
 	$(PY) -m ruff check .
-	cd $(VENV) && bin/python -m mypy --config-file $(CURDIR)/pyproject.toml -p roofplan
+	cd $(VENV) && bin/python -m mypy --config-file $(CURDIR)/pyproject.toml $(foreach f,scenarios costmodels sim planner calibrate kernels,-p roofplan.$(f)) -m roofplan.cli
 
 docs: $(VENV)/.ready  ## links, commands and notebooks of the documentation
 	$(PY) -m pytest -k "docs or readme or notebook or markdown"

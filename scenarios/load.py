@@ -90,7 +90,7 @@ def names(folder: str) -> dict[str, Path]:
 
 
 @cache
-def _load_cached(cls: type[T], path: Path) -> T:
+def _load_cached(cls: Any, path: Path) -> Any:
     return load(cls, path)
 
 
@@ -99,7 +99,8 @@ def by_name(cls: type[T], folder: str, name: str, kind: str) -> T:
     known = names(folder)
     if name.lower() not in known:
         raise UnknownName(kind, name, known.keys())
-    return _load_cached(cls, known[name.lower()])  # type: ignore[arg-type]
+    found: T = _load_cached(typing.cast(Any, cls), known[name.lower()])
+    return found
 
 
 @cache

@@ -32,6 +32,6 @@ def golden() -> Callable[[str, str], None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"tests/golden/{name} is missing; run `make golden` and read what it wrote"
-        assert path.read_text(encoding="utf-8") == text, f"tests/golden/{name} differs; if that is meant, run `make golden` and read the diff"
+        assert path.read_text(encoding="utf-8") == text, f"tests/golden/{name} differs; if meant, run `make golden` and read the diff"
 
     return check

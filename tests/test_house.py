@@ -38,7 +38,8 @@ COUNTS = {"Gemm", "GroupedGemm", "Attention", "Shard", "StageParams"}
 
 PLAIN_FLOATS = {
     "published_params", "published_active_params", "count", "stride",  # counts
-    "elementwise_passes", "accumulate_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn", "logits_bytes_per_element",  # ratios
+    "elementwise_passes", "accumulate_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn",  # ratios
+    "logits_bytes_per_element",
     "published", "tolerance_abs",  # in the unit of the row's own metric
 }  # fmt: skip
 """Float fields that are counts, ratios of like things, or numbers whose unit another field names."""
@@ -213,3 +214,20 @@ def test_the_trace_patterns_find_what_they_should() -> None:
     }
     for kind, sample in samples.items():
         assert re.search(TRACES[kind], sample), kind
+
+
+MARKDOWN = [p for p in FILES if p.suffix == ".md"]
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=name_of)
+def test_markdown_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?://|mailto:|#", link)]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=name_of)
+def test_markdown_names_targets_of_the_makefile_that_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)|^make ([a-z]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {a or b for a, b in named} <= targets
