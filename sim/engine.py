@@ -40,7 +40,9 @@ class Limits:
             if getattr(self, name) < 1:
                 raise BadInput(f"{name}={getattr(self, name)} must be at least 1")
         if self.max_seqs > self.budget:
-            raise BadInput(f"max_num_seqs={self.max_seqs} is over the token budget of {self.budget}; raise the budget or lower max_num_seqs")
+            raise BadInput(
+                f"max_num_seqs={self.max_seqs} is over the token budget of {self.budget}; raise the budget or lower max_num_seqs"
+            )
 
 
 class Replica:
@@ -268,6 +270,11 @@ class Replica:
         self.part, self.past, self.rem, self.open, self.held, self.last_decode = part, past, rem, opened, held, last_decode
         self.n_steps, self.busy_ps = n_steps, busy
         self.n_outstanding -= n_done
+
+    def queued_blocks(self) -> int:
+        """KV blocks that the prompts not yet admitted will take."""
+        r = self.r
+        return sum(self._blocks(r.prompt[q]) for q in [*self.waiting, *self.pending[self.next_pending :]])
 
     def _evict(self) -> None:
         """Preempt from the newest (or least urgent) until every decode left has room for its next token."""

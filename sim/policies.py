@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..scenarios.errors import BadInput
@@ -65,6 +65,9 @@ class PriorityQueue:
 
     def __getitem__(self, at: int) -> int:
         return self._heap[at][1]
+
+    def __iter__(self) -> Iterator[int]:
+        return (request for _, request in self._heap)
 
     def append(self, request: int) -> None:
         heapq.heappush(self._heap, (self._priority[request], request))

@@ -1,0 +1,98 @@
+"""Builds the step-time tables of one serving replica from the calibrated roofline and network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios.model import ModelSpec
+from ..scenarios.serving import EnginePlan
+from .arrays import Array
+from .serving_memory import kv_bytes_per_token
+from .serving_ops import ServeSystem, decode_attention_s, head_s, layers_s, prefill_attention_s
+from .step_times import PS, StepTimes
+
+EXACT_TOKENS = 1024
+"""Step sizes up to this are priced one by one; larger ones every 32 tokens and interpolated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far the tables must go and where the affine parts are anchored.
+
+    ``tokens`` is the largest step, ``chunk`` the largest prompt piece, ``seqs`` the most sequences; decode attention is the secant
+    through cached lengths ``kv_low`` and ``kv_high``, prefill attention the one through past 0 and ``past``.
+    """
+
+    tokens: int
+    chunk: int
+    seqs: int
+    kv_low: float = 256.0
+    kv_high: float = 4096.0
+    past: float = 8192.0
+
+
+def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach) -> StepTimes:
+    """Tables of ``StepTimes`` for every step up to ``reach``.
+
+    Steps pad up to the engine's CUDA-graph sizes; a larger step launches its kernels one by one, which bounds it from below.
+    """
+    sizes = _grid(reach.tokens)
+    linear = layers_s(model, plan, system, _padded(sizes, system.engine.graph_tokens)) * system.engine.kernel_frac
+    eager = system.engine.launch_s * system.engine.kernels_per_layer * model.n_layers
+    linear = np.where(sizes > max(system.engine.graph_tokens, default=0), np.maximum(linear, eager), linear)
+    all_linear = np.interp(np.arange(reach.tokens + 1), sizes, linear)
+    all_linear[0] = 0.0
+
+    seqs = np.arange(reach.seqs + 1, dtype=np.float64)
+    some = np.maximum(seqs, 1)
+    low = decode_attention_s(model, plan, system, some, reach.kv_low)
+    high = decode_attention_s(model, plan, system, some, reach.kv_high)
+    slope = (high - low) / (some * (reach.kv_high - reach.kv_low))
+    launch = decode_attention_s(model, plan, system, some[:1], 1.0)[0]
+    fixed = np.maximum(low - slope * some * reach.kv_low, 0.0)
+    fixed[0] = launch
+    host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * seqs
+    decode = fixed * plan.pp + head_s(model, plan, system, some) + host
+    slope[0] = 0.0
+
+    chunks = _grid(reach.chunk)
+    per_rank = np.ceil(chunks / plan.pp)
+    start = prefill_attention_s(model, plan, system, per_rank, 0.0) * plan.pp
+    after = prefill_attention_s(model, plan, system, per_rank, reach.past) * plan.pp
+    every = np.arange(reach.chunk + 1)
+    prefill = np.interp(every, chunks, start)
+    prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past)
+    prefill[0] = prefill_slope[0] = 0.0
+    block_bytes = kv_bytes_per_token(model, plan) * (plan.block_tokens or system.engine.block_tokens)
+    return StepTimes(
+        linear=_ps(all_linear),
+        decode=_ps(decode),
+        decode_slope=_ps(slope * plan.pp),
+        prefill=_ps(prefill),
+        prefill_slope=_ps(prefill_slope),
+        swap=round(float(system.roofline.host_copy_s(block_bytes)) * PS),
+    )
+
+
+def _grid(largest: int) -> Array:
+    """Every size up to EXACT_TOKENS, then every 32, and the largest."""
+    fine = np.arange(1, min(largest, EXACT_TOKENS) + 1, dtype=np.float64)
+    coarse = np.arange(EXACT_TOKENS + 32, largest, 32, dtype=np.float64)
+    return np.unique(np.concatenate([fine, coarse, [float(largest)]]))
+
+
+def _padded(sizes: Array, graph_tokens: tuple[int, ...]) -> Array:
+    """Sizes rounded up to the next captured CUDA graph; those over the largest stay."""
+    if not graph_tokens:
+        return sizes
+    graphs = np.array(sorted(graph_tokens), np.float64)
+    at = np.searchsorted(graphs, sizes)
+    return np.where(at < len(graphs), graphs[np.minimum(at, len(graphs) - 1)], sizes)
+
+
+def _ps(seconds: NDArray[np.float64]) -> list[int]:
+    out: list[int] = np.rint(seconds * PS).astype(np.int64).tolist()
+    return out

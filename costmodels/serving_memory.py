@@ -1,0 +1,92 @@
+"""Bytes of a serving replica: weights per GPU, KV cache per token, and how many KV blocks are left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..scenarios.errors import BadInput
+from ..scenarios.hardware import Accelerator
+from ..scenarios.model import ModelSpec
+from ..scenarios.serving import EnginePlan, ServingEngine
+from .gemm_curve import weight_bytes
+from .params import count_params
+
+KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5625, "nvfp4": 0.5625, "int4": 0.5625}
+"""Bytes of one cached element; 4-bit formats count one 8-bit scale per 16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeMemory:
+    """Bytes on the fullest GPU of a replica; ``kv_blocks`` is the pool of the whole replica (dp pools together)."""
+
+    weights_bytes: float
+    activations_bytes: float
+    context_bytes: float
+    kv_bytes: float
+    limit_bytes: float
+    kv_bytes_per_token: float
+    kv_blocks: int
+
+
+def weights_bytes(model: ModelSpec, plan: EnginePlan) -> float:
+    """Weight bytes on one GPU: embeddings and head over tp, layers over tp·pp, routed experts over all GPUs.
+
+    Embeddings, head, norms and routers stay in 16 bits. Under attention DP every rank holds the attention.
+    """
+    p, width = count_params(model), weight_bytes(plan.weight_dtype)
+    split = plan.tp * plan.pp
+    experts = p.n_moe_layers * model.n_experts * p.expert
+    shared = p.n_moe_layers * (p.moe_ffn_per_layer - model.n_experts * p.expert - p.router_per_layer) if p.n_moe_layers else 0
+    dense = p.n_dense_ffn_layers * p.dense_ffn_per_layer
+    attention = model.n_layers * p.attn_per_layer
+    small = p.n_moe_layers * p.router_per_layer + model.n_layers * p.norm_per_layer
+    outer = (p.embedding + p.head) / plan.tp
+    return float(width * ((attention + shared + dense) / split + experts / plan.n_gpus) + 2 * (outer + small / plan.pp))
+
+
+def kv_bytes_per_token(model: ModelSpec, plan: EnginePlan) -> float:
+    """KV-cache bytes one token takes on each GPU: ``2·layers·kv_heads·head_dim`` elements over tp and pp.
+
+    Heads are replicated when tp exceeds them; MLA stores ``kv_lora_rank + rope_head_dim`` once on every tp rank. Window layers drop what
+    leaves the window, so only full-attention layers count.
+    """
+    layers = -(-model.n_full_attention_layers // plan.pp) or 1
+    if model.is_mla:
+        return layers * (model.kv_lora_rank + model.rope_head_dim) * KV_BYTES[plan.kv_dtype]
+    heads = -(-model.n_kv_heads // plan.tp)
+    return layers * heads * (model.head_dim + model.v_dim) * KV_BYTES[plan.kv_dtype]
+
+
+def serve_memory(
+    model: ModelSpec, plan: EnginePlan, engine: ServingEngine, gpu: Accelerator, budget: int, max_seqs: int, block_tokens: int
+) -> ServeMemory:
+    """What a replica's GPU holds, and the KV pool ``floor((hbm·utilisation − weights − activations − context) / block bytes)``.
+
+    Activations are the largest step's hidden states and the widest FFN intermediate in 16 bits plus fp32 logits of one row a sequence.
+    Raises BadInput when the KV format is unknown or the weights leave no room for one block.
+    """
+    if plan.kv_dtype not in KV_BYTES:
+        raise BadInput(f"kv_dtype={plan.kv_dtype!r} is not known; legal: {', '.join(KV_BYTES)}")
+    rows = -(-budget // plan.dp)
+    widest = max(2 * model.ffn_hidden / plan.tp, 2 * (model.moe_ffn_hidden or 0) * (model.top_k or 0) / plan.tp)
+    activations = rows * (4 * model.hidden + widest) * 2 + 2 * max_seqs / plan.dp * model.vocab / plan.tp * 4
+    held = weights_bytes(model, plan)
+    limit = gpu.hbm_bytes * engine.memory_utilization_frac
+    per_token = kv_bytes_per_token(model, plan)
+    room = limit - held - activations - engine.context_bytes
+    blocks = int(room // (per_token * block_tokens)) * plan.dp if not plan.kv_blocks else plan.kv_blocks
+    if blocks < 1:
+        raise BadInput(
+            f"{model.name} in {plan.weight_dtype} on {plan.n_gpus} x {gpu.name} (tp={plan.tp}, pp={plan.pp}) needs {held / 2**30:.1f} GiB "
+            f"of weights and {(activations + engine.context_bytes) / 2**30:.1f} GiB besides; {limit / 2**30:.1f} GiB may be used: "
+            "no room for a KV cache; raise tp or pp"
+        )
+    return ServeMemory(
+        weights_bytes=held,
+        activations_bytes=activations,
+        context_bytes=engine.context_bytes,
+        kv_bytes=blocks / plan.dp * per_token * block_tokens,
+        limit_bytes=limit,
+        kv_bytes_per_token=per_token,
+        kv_blocks=blocks,
+    )

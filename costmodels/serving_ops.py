@@ -1,0 +1,205 @@
+"""Seconds of one forward pass of a serving step on one rank, operation by operation, as arrays over the tokens of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..scenarios import registry
+from ..scenarios.calibration import Calibration, load_calibration
+from ..scenarios.errors import BadInput, UnknownName
+from ..scenarios.hardware import Accelerator, Cluster
+from ..scenarios.model import ModelSpec
+from ..scenarios.serving import EnginePlan, ServingEngine
+from .arrays import Array
+from .collectives import Network
+from .gemm_curve import weight_bytes
+from .roofline import Roofline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSystem:
+    """One cluster under one serving engine, ready to price steps."""
+
+    accelerator: Accelerator
+    cluster: Cluster
+    engine: ServingEngine
+    roofline: Roofline
+    network: Network
+
+
+def serve_system(cluster: Cluster, engine: ServingEngine, calibration: Calibration | None = None) -> ServeSystem:
+    """Look up the card and links of a cluster and calibrate them."""
+    gpu = registry.accelerator(cluster.gpu)
+    fits = calibration or load_calibration(gpu)
+    roofline = Roofline(gpu, fits, registry.link(cluster.host_link).bytes_per_s)
+    network = Network(cluster, gpu, registry.link(cluster.intra), registry.link(cluster.inter), fits)
+    return ServeSystem(accelerator=gpu, cluster=cluster, engine=engine, roofline=roofline, network=network)
+
+
+def gemm_s(system: ServeSystem, m: Array, n: float, k: float, dtype: str) -> Array:
+    """A linear layer. Formats the card cannot multiply are weight-only: 16-bit arithmetic, the weights' own bytes."""
+    roofline = system.roofline
+    try:
+        system.accelerator.peak_flops_per_s(dtype)
+        return roofline.gemm_s(m, n, k, dtype)
+    except (BadInput, UnknownName):
+        c = roofline.calibration.fit("gemm.bf16").coefficients
+        saved = (2.0 - weight_bytes(dtype)) * n * k / (system.accelerator.hbm_bytes_per_s * c["memory_frac"])
+        compute = 2 * m * n * k / (system.accelerator.peak_flops_per_s("bf16") * c["compute_frac"])
+        return np.where(m > 0, np.maximum(roofline.gemm_s(m, n, k, "bf16") - saved, c["launch_s"] + compute), 0.0)
+
+
+def covered_experts(model: ModelSpec, tokens: Array) -> Array:
+    """Distinct experts that ``tokens`` tokens touch under uniform routing: ``E·(1 − (1 − k/E)^tokens)``."""
+    return model.n_experts * (1 - (1 - model.top_k / model.n_experts) ** tokens)
+
+
+def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Array) -> Array:
+    """Every layer of a step but for attention over the cache; ``tokens`` counts all dp ranks.
+
+    Pipeline stages work on ``1/pp`` of the tokens at a time, so a step takes ``pp`` stage times of that smaller batch, and ``pp`` hand-overs.
+    """
+    t = np.ceil(tokens / (plan.dp * plan.pp))
+    per_layer = attention_linear_s(model, plan, system, t) + norms_s(model, plan, system, t)
+    total = model.n_layers * per_layer
+    for share, moe in _ffn_kinds(model):
+        ffn = moe_s(model, plan, system, t, t * plan.dp) if moe else dense_ffn_s(model, plan, system, t)
+        total = total + share * model.n_layers * (ffn + messages_s(model, plan, system, t, moe))
+    if plan.pp > 1:
+        total = total + plan.pp * system.network.p2p_s(2 * t * model.hidden, plan.tp * plan.dp)
+    return total
+
+
+def _ffn_kinds(model: ModelSpec) -> list[tuple[float, bool]]:
+    moe = model.n_moe_layers / model.n_layers
+    return [kind for kind in ((1 - moe, False), (moe, True)) if kind[0] > 0]
+
+
+def attention_linear_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
+    """Projections around attention of one layer; MLA decodes with its up-projections absorbed into per-head products."""
+    h, dtype = float(model.hidden), plan.weight_dtype
+    heads = float(-(-model.n_heads // plan.tp))
+    if not model.is_mla:
+        kv = float(-(-model.n_kv_heads // plan.tp))
+        qkv = gemm_s(system, t, heads * model.qk_dim + kv * (model.qk_dim + model.v_dim), h, dtype)
+        return qkv + gemm_s(system, t, h, heads * model.v_dim, dtype)
+    rank, rope = float(model.kv_lora_rank), float(model.rope_head_dim)
+    if model.q_lora_rank:
+        down = gemm_s(system, t, model.q_lora_rank + rank + rope, h, dtype)
+        query = gemm_s(system, t, heads * model.qk_dim, model.q_lora_rank, dtype)
+    else:
+        down = gemm_s(system, t, rank + rope, h, dtype)
+        query = gemm_s(system, t, heads * model.qk_dim, h, dtype)
+    absorb = system.roofline.gemm_s(t, heads * rank, model.head_dim) + system.roofline.gemm_s(t, heads * model.v_dim, rank)
+    return down + query + absorb + gemm_s(system, t, h, heads * model.v_dim, dtype)
+
+
+def dense_ffn_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
+    """Gate and up in one product, the activation, down."""
+    return _ffn_s(model, system, t, model.ffn_hidden / plan.tp, plan.weight_dtype)
+
+
+def _ffn_s(model: ModelSpec, system: ServeSystem, t: Array, width: float, dtype: str) -> Array:
+    n_in = 2.0 if model.gated_mlp else 1.0
+    act = system.roofline.stream_s((n_in + 1) * 2 * t * width)
+    return gemm_s(system, t, n_in * width, model.hidden, dtype) + act + gemm_s(system, t, model.hidden, width, dtype)
+
+
+def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_all: Array) -> Array:
+    """Router, the routed experts of the most loaded rank, and the shared experts.
+
+    ``t`` tokens enter one dp rank, ``t_all`` all of them. With experts split by ep a rank gets ``x + √(2·x·ln ep)`` pairs where
+    ``x = t_all·k/ep`` is the mean: the expected largest of ep Poisson counts.
+    """
+    n_gpus = plan.tp * plan.dp
+    ep = plan.ep if plan.ep > 1 else 1
+    pairs = t_all * model.top_k / ep
+    pairs = np.minimum(pairs + np.sqrt(2 * pairs * np.log(ep)), t_all * model.top_k)
+    local = np.minimum(covered_experts(model, t_all) / ep, np.maximum(pairs, 1))
+    width = model.moe_ffn_hidden * ep / n_gpus
+    n_in = 2.0 if model.gated_mlp else 1.0
+    first = grouped_gemm_s(system, pairs, local, n_in * width, float(model.hidden), plan.weight_dtype)
+    second = grouped_gemm_s(system, pairs, local, float(model.hidden), width, plan.weight_dtype)
+    sort = system.roofline.stream_s(2 * pairs * ((n_in + 1) * width + 3 * model.hidden))
+    router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + system.roofline.stream_s(4 * t * model.n_experts)
+    shared = _ffn_s(model, system, t, model.shared_hidden / plan.tp, plan.weight_dtype) if model.shared_hidden else 0.0
+    return first + second + sort + router + shared
+
+
+def grouped_gemm_s(system: ServeSystem, pairs: Array, experts: Array, n: float, k: float, dtype: str) -> Array:
+    """One product per busy expert; formats the card cannot multiply are weight-only (see ``gemm_s``)."""
+    roofline = system.roofline
+    try:
+        system.accelerator.peak_flops_per_s(dtype)
+        return roofline.grouped_gemm_s(pairs, experts, n, k, dtype)
+    except (BadInput, UnknownName):
+        c = roofline.calibration.fit("gemm.bf16").coefficients
+        bandwidth = system.accelerator.hbm_bytes_per_s * c["memory_frac"]
+        saved = (2.0 - weight_bytes(dtype)) * experts * n * k / bandwidth
+        compute = 2 * pairs * n * k / (system.accelerator.peak_flops_per_s("bf16") * c["compute_frac"])
+        return np.maximum(roofline.grouped_gemm_s(pairs, experts, n, k, "bf16") - saved, c["launch_s"] + compute)
+
+
+def norms_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
+    """Two fused residual-and-norm passes (read two, write two), rotary embedding and the KV write."""
+    heads = -(-model.n_heads // plan.tp) + 2 * -(-model.n_kv_heads // plan.tp)
+    stream = system.roofline.stream_s
+    return 2 * stream(8 * t * model.hidden) + stream(4 * t * heads * model.head_dim)
+
+
+def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, moe: bool) -> Array:
+    """One layer's messages: an all-reduce after attention and after the FFN over tp; attention DP gathers tokens for the experts instead.
+
+    Inside one node the experts' tokens are gathered and their sums scattered; across nodes they go by all-to-all, one 8-bit copy per
+    expert out and one 16-bit copy back.
+    """
+    net, row = system.network, 2.0 * model.hidden
+    total = net.all_reduce_s(t * row, plan.tp, 1)
+    if not moe or plan.dp == 1:
+        return total + (net.all_reduce_s(t * row, plan.tp, 1) if plan.dp == 1 or not moe else 0.0)
+    n = plan.tp * plan.dp
+    if n <= system.cluster.gpus_per_node:
+        return total + net.all_gather_s(t * plan.dp * row, n, 1) + net.reduce_scatter_s(t * plan.dp * row, n, 1)
+    sent = t / plan.tp * model.top_k * model.hidden
+    return total + net.all_to_all_s(sent, n, 1) + net.all_to_all_s(2 * sent, n, 1)
+
+
+def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, sequences: Array, kv_tokens: float) -> Array:
+    """All layers' attention of one new token in each of ``sequences`` (over all dp ranks), each with ``kv_tokens`` cached."""
+    b = np.ceil(sequences / (plan.dp * plan.pp))
+    return _attention_s(model, plan, system, b, np.ones_like(b), np.full_like(b, kv_tokens))
+
+
+def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, chunk: Array, past: float) -> Array:
+    """All layers' attention of one prompt chunk after ``past`` tokens, less the launch that a step pays once."""
+    one = np.ones_like(chunk)
+    launch = _attention_s(model, plan, system, one[:1], 2 * one[:1], 2 * one[:1])[0]
+    q = np.maximum(chunk, 2)
+    price = _attention_s(model, plan, system, one, q, q + past) - launch
+    return np.maximum(price, 0.0)
+
+
+def _attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch: Array, q: Array, kv: Array) -> Array:
+    heads = -(-model.n_heads // plan.tp)
+    full = model.n_full_attention_layers
+    if model.is_mla:
+        qk, v, kv_heads = model.kv_lora_rank + model.rope_head_dim, model.kv_lora_rank, 1
+    else:
+        qk, v, kv_heads = model.qk_dim, model.v_dim, -(-model.n_kv_heads // plan.tp)
+    total = np.zeros_like(batch)
+    for layers, window in ((full, 0), (model.n_layers - full, model.window_tokens)):
+        if layers:
+            total = total + layers * system.roofline.attention_s(
+                batch=batch, q_tokens=q, kv_tokens=kv, n_heads=heads, n_kv_heads=kv_heads, qk_dim=qk, v_dim=v, window_tokens=window
+            )
+    return total
+
+
+def head_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, rows: Array) -> Array:
+    """Logits of one row a sequence, their gather over tp, and a pass over them to sample."""
+    r = np.ceil(rows / plan.dp)
+    local = model.vocab / plan.tp
+    gather = system.network.all_gather_s(2 * r * model.vocab, plan.tp, 1)
+    return system.roofline.gemm_s(r, local, model.hidden) + gather + system.roofline.stream_s(2 * 4 * r * model.vocab)

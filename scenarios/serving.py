@@ -1,0 +1,134 @@
+"""What is asked of a serving engine: the requests, and how the engine is laid out and scheduled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BadInput
+from .load import by_name
+from .registry import find
+
+Ints64 = NDArray[np.int64]
+Floats64 = NDArray[np.float64]
+Preemption = Literal["recompute", "swap"]
+MAX_REQUESTS = 20_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeWorkload:
+    """Requests in order of arrival. Arrays of one length: seconds, prompt and output tokens, priority (lower runs first).
+
+    ``block_ids[block_starts[i]:block_starts[i+1]]`` are the prefix-block hashes of request ``i``, of ``block_id_tokens`` tokens each
+    (empty arrays: no prefix identity is known). Raises BadInput when lengths differ, a count is below 1 or arrivals go backwards.
+    """
+
+    arrival_s: Floats64
+    prompt_tokens: Ints64
+    output_tokens: Ints64
+    priority: Ints64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    block_starts: Ints64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    block_ids: Ints64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    block_id_tokens: int = 0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival_s)
+        if not n or n > MAX_REQUESTS:
+            raise BadInput(f"{n:,} requests; a workload has 1 to {MAX_REQUESTS:,}")
+        for name in ("prompt_tokens", "output_tokens"):
+            column = getattr(self, name)
+            if len(column) != n:
+                raise BadInput(f"{name} has {len(column):,} values for {n:,} arrivals; give one each")
+            if column.min() < 1 or column.max() > 10**9:
+                at = int(np.argmax((column < 1) | (column > 10**9)))
+                raise BadInput(f"{name} of request {at} is {column[at]}; legal: 1 to 1e9")
+        if not np.all(np.isfinite(self.arrival_s)) or self.arrival_s[0] < 0 or self.arrival_s[-1] > 3e8:
+            raise BadInput("arrival_s must be finite, from 0 to 3e8 seconds")
+        if np.any(np.diff(self.arrival_s) < 0):
+            raise BadInput(f"arrival_s goes backwards at request {int(np.argmax(np.diff(self.arrival_s) < 0)) + 1}; sort by arrival")
+        if len(self.priority) not in (0, n):
+            raise BadInput(f"priority has {len(self.priority):,} values for {n:,} arrivals; give one each or none")
+        if len(self.block_starts) not in (0, n + 1):
+            raise BadInput(f"block_starts has {len(self.block_starts):,} values; give {n + 1:,} (one more than requests) or none")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingEngine:
+    """Behaviour of one serving engine and version, read from ``scenarios/engines/<name>.toml``.
+
+    ``step_cpu_s`` is host time per engine step that no GPU work hides, ``sequence_cpu_s`` the same per running sequence (sampling,
+    detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP, tokenising). A step of at most ``max(graph_tokens)`` tokens pads
+    up to the next of them and replays a CUDA graph; a larger one launches ``kernels_per_layer`` kernels a layer at ``launch_s`` of
+    host time each. ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the
+    engine may use. ``kernel_frac`` is this engine's kernel time over that of the measured kernels. ``sources`` says where each comes from.
+    """
+
+    name: str
+    step_cpu_s: float
+    sequence_cpu_s: float
+    request_cpu_s: float
+    launch_s: float
+    memory_utilization_frac: float
+    context_bytes: float
+    max_num_seqs: int
+    token_budget: int
+    policy: str = "vllm-v1"
+    block_tokens: int = 16
+    graph_tokens: tuple[int, ...] = ()
+    kernels_per_layer: int = 12
+    kernel_frac: float = 1.0
+    aliases: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+def serving_engine(name: str) -> ServingEngine:
+    """A serving engine by name or alias (``vllm``, ``sglang``, ``trtllm``); raises UnknownName."""
+    return by_name(ServingEngine, "engines", find("engines", name) or name, "serving engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePlan:
+    """How one replica runs: ``tp * pp * dp`` GPUs, number formats, scheduling policy and limits. 0 means: as the engine ships.
+
+    ``dp`` is data parallelism of attention inside one replica, ``ep`` how many of its GPUs share the routed experts (1: experts are
+    split by tp instead). ``token_budget`` is the most tokens one step may carry (vLLM's max_num_batched_tokens, Sarathi's chunk).
+    ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+    weight_dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    engine: str = "vllm"
+    policy: str = ""
+    max_num_seqs: int = 0
+    token_budget: int = 0
+    block_tokens: int = 0
+    kv_blocks: int = 0
+    preemption: Preemption = "recompute"
+    prefix_cache: bool = False
+
+    def __post_init__(self) -> None:
+        limits = {"tp": 1024, "pp": 256, "dp": 1024, "ep": 1024}
+        limits |= {"max_num_seqs": 10**6, "token_budget": 10**8, "block_tokens": 4096, "kv_blocks": 10**10}
+        for name, high in limits.items():
+            low = 1 if name in ("tp", "pp", "dp", "ep") else 0
+            if not low <= getattr(self, name) <= high:
+                raise BadInput(f"{name}={getattr(self, name)} must be between {low} and {high:,}")
+        if self.preemption not in ("recompute", "swap"):
+            raise BadInput(f"preemption={self.preemption!r} is not known; legal: recompute, swap")
+        if self.ep > 1 and self.n_gpus % self.ep:
+            raise BadInput(f"ep={self.ep} does not divide the replica's {self.n_gpus} GPUs")
+
+    @property
+    def n_gpus(self) -> int:
+        return self.tp * self.pp * self.dp

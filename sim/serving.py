@@ -1,0 +1,131 @@
+"""Plays a workload on the replicas of a cluster and returns when each request's first and last token left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..costmodels.serving import Reach, step_times
+from ..costmodels.serving_memory import ServeMemory, serve_memory
+from ..costmodels.serving_ops import ServeSystem, serve_system
+from ..costmodels.step_times import PS, StepTimes
+from ..scenarios.errors import BadInput
+from ..scenarios.hardware import Cluster
+from ..scenarios.model import ModelSpec
+from ..scenarios.serving import EnginePlan, Floats64, Ints64, ServeWorkload, ServingEngine, serving_engine
+from .engine import Limits, Replica
+from .gaps import GapHistogram
+from .policies import Policy, policy_named
+from .requests import Requests
+from .router import route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeResult:
+    """One run. Times are seconds from the trace's start, NaN for requests that were rejected (larger than the KV pool)."""
+
+    work: ServeWorkload
+    first_s: Floats64
+    finish_s: Floats64
+    rejected: Ints64
+    gaps: GapHistogram
+    n_steps: int
+    n_preempted: int
+    busy_s: float
+    end_s: float
+    n_gpus: int
+    n_replicas: int
+    memory: ServeMemory
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaModel:
+    """Everything needed to start replicas of one kind: tables, policy, limits, and what memory they hold."""
+
+    times: StepTimes
+    policy: Policy
+    limits: Limits
+    memory: ServeMemory
+    request_cpu_s: float
+
+
+def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work: ServeWorkload) -> ReplicaModel:
+    """Price a replica for this workload: engine defaults filled in, tables as long as the workload needs.
+
+    Raises BadInput when a limit cannot work or the weights leave no room for a KV cache.
+    """
+    engine = system.engine
+    policy = policy_named(plan.policy or engine.policy)
+    seats = plan.max_num_seqs or engine.max_num_seqs
+    budget = plan.token_budget or engine.token_budget
+    block = plan.block_tokens or engine.block_tokens
+    memory = serve_memory(model, plan, engine, system.accelerator, budget, seats, block)
+    limits = Limits(budget=budget, max_seqs=seats, blocks=memory.kv_blocks, block_tokens=block, swap=plan.preemption == "swap")
+    longest = int(work.prompt_tokens.max()) + int(work.output_tokens.max())
+    chunk = budget if policy.chunked else max(budget, int(work.prompt_tokens.max()))
+    low, high = np.quantile(work.prompt_tokens, 0.1), np.quantile(work.prompt_tokens + work.output_tokens, 0.9)
+    reach = Reach(
+        tokens=chunk + seats,
+        chunk=chunk,
+        seqs=seats,
+        kv_low=max(1.0, float(low)),
+        kv_high=max(float(high), float(low) + 256),
+        past=float(max(longest, 1024)),
+    )
+    return ReplicaModel(
+        times=step_times(model, plan, system, reach), policy=policy, limits=limits, memory=memory, request_cpu_s=engine.request_cpu_s
+    )
+
+
+def simulate_serving(
+    model: ModelSpec,
+    cluster: Cluster,
+    plan: EnginePlan,
+    work: ServeWorkload,
+    *,
+    router: str = "round-robin",
+    seed: int = 0,
+    engine: ServingEngine | None = None,
+) -> ServeResult:
+    """Serve ``work`` on every GPU of ``cluster``: ``n_gpus / plan.n_gpus`` equal replicas behind a router.
+
+    Equal inputs and seed give equal results. Raises BadInput when the replicas do not fill the cluster or the plan cannot run.
+    """
+    if cluster.n_gpus % plan.n_gpus:
+        raise BadInput(
+            f"gpus={cluster.n_gpus} is not a whole number of replicas of {plan.n_gpus} GPUs (tp={plan.tp}, pp={plan.pp}, dp={plan.dp})"
+        )
+    n_replicas = cluster.n_gpus // plan.n_gpus
+    kind = replica_model(model, plan, serve_system(cluster, engine or serving_engine(plan.engine)), work)
+    requests = Requests(work, kind.request_cpu_s)
+    replicas = [Replica(requests, kind.times, kind.policy, kind.limits) for _ in range(n_replicas)]
+    route(requests, replicas, router, seed)
+    return _result(work, requests, replicas, kind, cluster.n_gpus, seed)
+
+
+def _result(work: ServeWorkload, requests: Requests, replicas: list[Replica], kind: ReplicaModel, n_gpus: int, seed: int) -> ServeResult:
+    gaps = GapHistogram()
+    for replica in replicas:
+        gaps.merge(replica.gaps)
+    return ServeResult(
+        work=work,
+        first_s=_seconds(requests.first),
+        finish_s=_seconds(requests.finish),
+        rejected=np.array(requests.rejected, np.int64),
+        gaps=gaps,
+        n_steps=sum(r.n_steps for r in replicas),
+        n_preempted=sum(r.n_preempted for r in replicas),
+        busy_s=sum(r.busy_ps for r in replicas) / PS,
+        end_s=max(r.now for r in replicas) / PS,
+        n_gpus=n_gpus,
+        n_replicas=len(replicas),
+        memory=kind.memory,
+        seed=seed,
+    )
+
+
+def _seconds(ticks: list[int]) -> Floats64:
+    at = np.array(ticks, np.float64) / PS
+    return np.where(at < 0, np.nan, at)

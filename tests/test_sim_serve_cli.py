@@ -1,0 +1,71 @@
+"""The serving simulation from the command line: the stable JSON form, repeatability, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from roofplan.sim.serve_cli import simulate
+
+BASE = ["--model", "llama3-8b", "--gpu", "a100-80gb-sxm", "--isl", "512", "--osl", "64", "--rate", "4", "--requests", "200"]
+
+
+def call(*args: str):
+    return CliRunner().invoke(simulate, list(args))
+
+
+def test_json_form_and_same_seed_same_result():
+    one, two = (json.loads(call(*BASE, "--seed", "3", "--json", "-", "--ttft", "2s", "--tpot", "50ms").stdout) for _ in range(2))
+    wall = one.pop("wall_s"), two.pop("wall_s")
+    assert min(wall) > 0
+    assert one == two
+    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+        assert set(one[name]) == {"mean", "p50", "p90", "p95", "p99", "p99_9"}
+        assert 0 < one[name]["p50"] <= one[name]["p99"]
+    assert (one["n_requests"], one["seed"], one["preemptions"], one["saturated"]) == (200, 3, 0, False)
+    assert one["goodput_per_s"] == pytest.approx(one["requests_per_s"])
+    assert one["output_tokens_per_s"] == pytest.approx(64 * one["requests_per_s"])
+
+
+def test_another_seed_differs_and_an_overload_is_called_one():
+    calm = json.loads(call(*BASE, "--seed", "4", "--json", "-").stdout)
+    busy = json.loads(call(*BASE[:-4], "--rate", "400", "--requests", "3000", "--json", "-").stdout)
+    assert calm["ttft_s"]["mean"] != json.loads(call(*BASE, "--seed", "3", "--json", "-").stdout)["ttft_s"]["mean"]
+    assert busy["saturated"] is True
+    assert "overloaded" in call(*BASE[:-4], "--rate", "400", "--requests", "3000").output
+
+
+def test_more_gpus_are_more_replicas_and_tp_makes_fewer():
+    out = json.loads(call(*BASE, "--gpus", "4", "--tp", "2", "--router", "least-outstanding", "--json", "-").stdout)
+    assert (out["n_gpus"], out["n_replicas"]) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "llama3-8b"], "no workload: give --trace FILE"),
+        ([*BASE, "--trace", "x.csv"], "both say what the requests are"),
+        (["--model", "llama3-8b", "--trace", "none.csv"], "none.csv: not a file"),
+        ([*BASE, "--tp", "3"], "not a whole number of replicas"),
+        ([*BASE, "--chunk", "16"], "max_num_seqs=256 is over the token budget of 16"),
+        ([*BASE, "--kv-dtype", "bf17"], "kv_dtype='bf17' is not known"),
+        ([*BASE, "--rate", "-1"], "rate_per_s=-1.0 must be more than 0"),
+        ([*BASE, "--ttft", "2 apples"], "is not a number with a unit"),
+        ([*BASE, "--engine", "nope"], "unknown serving engine 'nope'"),
+        ([*BASE, "--json", "no/such/dir/x.json"], "cannot be written"),
+        (["--model", "llama3-70b", "--gpu", "a100-80gb-sxm", *BASE[4:]], "no room for a KV cache; raise tp or pp"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(args, message):
+    result = call(*args)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_report_file_appears_whole(tmp_path):
+    target = tmp_path / "out.json"
+    assert call(*BASE, "--json", str(target)).exit_code == 0
+    assert json.loads(target.read_text())["model"] == "llama3-8b"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
