@@ -23,7 +23,7 @@ INT32_LIMIT = 2**31
 
 
 def max_seq(case: Case) -> float:
-    """Longest sequence that fits, tokens. ``numbers.int32_index = 1``: a kernel indexes tokens x hidden with 32 bits, which bounds it too."""
+    """Longest sequence that fits, tokens. ``numbers.int32_index = 1``: tokens x hidden is indexed with 32 bits, which bounds it too."""
     layout = case.layout
     limit = float("inf")
     if case.numbers.get("int32_index"):

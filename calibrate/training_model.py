@@ -10,7 +10,6 @@ from ..scenarios.model import ModelSpec
 from .training_rows import TrainingRun
 from .training_sources import SourceRule
 
-
 MAX_LAYERS = 10_000
 
 
