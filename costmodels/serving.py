@@ -23,15 +23,15 @@ class Reach:
     """How far the tables must go and where the affine parts are anchored.
 
     ``tokens`` is the largest step, ``chunk`` the largest prompt piece, ``seqs`` the most sequences; decode attention is the secant
-    through cached lengths ``kv_low`` and ``kv_high``, prefill attention the one through past 0 and ``past``.
+    through cached lengths ``kv_low_tokens`` and ``kv_high_tokens``, prefill attention the one through past 0 and ``past_tokens``.
     """
 
     tokens: int
     chunk: int
     seqs: int
-    kv_low: float = 256.0
-    kv_high: float = 4096.0
-    past: float = 8192.0
+    kv_low_tokens: float = 256.0
+    kv_high_tokens: float = 4096.0
+    past_tokens: float = 8192.0
 
 
 def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach) -> StepTimes:
@@ -48,11 +48,11 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
 
     seqs = np.arange(reach.seqs + 1, dtype=np.float64)
     some = np.maximum(seqs, 1)
-    low = decode_attention_s(model, plan, system, some, reach.kv_low)
-    high = decode_attention_s(model, plan, system, some, reach.kv_high)
-    slope = (high - low) / (some * (reach.kv_high - reach.kv_low))
+    low = decode_attention_s(model, plan, system, some, reach.kv_low_tokens)
+    high = decode_attention_s(model, plan, system, some, reach.kv_high_tokens)
+    slope = (high - low) / (some * (reach.kv_high_tokens - reach.kv_low_tokens))
     launch = decode_attention_s(model, plan, system, some[:1], 1.0)[0]
-    fixed = np.maximum(low - slope * some * reach.kv_low, 0.0)
+    fixed = np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
     fixed[0] = launch
     host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * seqs
     decode = fixed * plan.pp + head_s(model, plan, system, some) + host
@@ -61,10 +61,10 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     chunks = _grid(reach.chunk)
     per_rank = np.ceil(chunks / plan.pp)
     start = prefill_attention_s(model, plan, system, per_rank, 0.0) * plan.pp
-    after = prefill_attention_s(model, plan, system, per_rank, reach.past) * plan.pp
+    after = prefill_attention_s(model, plan, system, per_rank, reach.past_tokens) * plan.pp
     every = np.arange(reach.chunk + 1)
     prefill = np.interp(every, chunks, start)
-    prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past)
+    prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past_tokens)
     prefill[0] = prefill_slope[0] = 0.0
     block_bytes = kv_bytes_per_token(model, plan) * (plan.block_tokens or system.engine.block_tokens)
     return StepTimes(

@@ -70,9 +70,9 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
         tokens=chunk + seats,
         chunk=chunk,
         seqs=seats,
-        kv_low=max(1.0, float(low)),
-        kv_high=max(float(high), float(low) + 256),
-        past=float(max(longest, 1024)),
+        kv_low_tokens=max(1.0, float(low)),
+        kv_high_tokens=max(float(high), float(low) + 256),
+        past_tokens=float(max(longest, 1024)),
     )
     return ReplicaModel(
         times=step_times(model, plan, system, reach), policy=policy, limits=limits, memory=memory, request_cpu_s=engine.request_cpu_s
