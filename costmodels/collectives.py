@@ -13,7 +13,14 @@ from ..scenarios.hardware import Accelerator, Cluster, Link
 from .arrays import Array, Reals, as_floats
 
 WIRE = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0}
-"""Bytes each rank sends per byte of message, times ``(n−1)/n``: the bus-bandwidth convention of nccl-tests."""
+"""Bytes each rank sends per byte of message between nodes, times ``(n−1)/n``: the bus-bandwidth convention of nccl-tests."""
+
+
+def wire_bytes(op: str, n_bytes: Array, n_ranks: Array) -> Array:
+    """Bytes each rank must send inside a node: ``bytes`` for an all-reduce (the switch can add) and p2p, else ``(n−1)/n·bytes``."""
+    if op in ("all_reduce", "p2p"):
+        return np.where(n_ranks > 1, n_bytes, 0.0)
+    return n_bytes * np.maximum(n_ranks - 1, 0) / np.maximum(n_ranks, 1)
 
 HOP_LATENCIES = 4.3
 """One step of a collective between nodes (proxy, write, flag, acknowledgement) in one-way link latencies. Source: two nodes of A100 on
@@ -48,16 +55,28 @@ class Network:
         """``(n−1)/n·bytes`` sent per rank, ``n_bytes`` being the full input."""
         return self._collective_s("reduce_scatter", n_bytes, n_ranks, stride)
 
-    def all_to_all_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
-        """``(n−1)/n·bytes`` per rank; across nodes ``(n−r)/n`` of it leaves through the rank's share of the NICs."""
-        return self._collective_s("all_to_all", n_bytes, n_ranks, stride)
+    def all_to_all_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1, fan_out: int = 1, node_limit: int = 0) -> Array:
+        """``(n−1)/n·bytes`` per rank; across nodes ``(n−r)/n`` of it leaves through the rank's share of the NICs.
 
-    def p2p_s(self, n_bytes: Reals, stride: Reals = 1) -> Array:
-        """One message to the rank ``stride`` away: over the node's links if it is nearer than a node's width, else over its NIC share."""
-        size, step = np.broadcast_arrays(*as_floats(n_bytes, stride))
+        Of a row sent to ``fan_out`` ranks only one copy crosses to each node (two-level dispatch): ``d/fan_out`` of the bytes, where
+        ``d = N(1−(1−1/N)^fan_out)`` of ``N`` nodes are hit when the targets are random, at most ``node_limit`` (0: no limit).
+        Source: DeepSeek-V3 report, section 3.2.2 (each token goes to at most 4 nodes, then over NVLink).
+        """
+        return self._collective_s("all_to_all", n_bytes, n_ranks, stride, fan_out, node_limit)
+
+    def p2p_s(self, n_bytes: Reals, stride: Reals = 1, senders: Reals = 0) -> Array:
+        """One message to the rank ``stride`` away: over the node's links if it is nearer than a node's width, else over the NICs.
+
+        ``senders`` GPUs of a node send at once and share its NICs (0: all of them); one alone reaches at most its own rail:
+        one NIC, or its share where a GPU has several.
+        """
+        size, step, flows = np.broadcast_arrays(*as_floats(n_bytes, stride, senders))
         inside = step < self.cluster.gpus_per_node
         near = self._level_s("p2p", size, np.full(size.shape, 2.0))
-        far = self._cross_s("p2p", size, 1.0, self._nic_share())
+        flows = np.where(flows > 0, np.minimum(flows, self.cluster.gpus_per_node), self.cluster.gpus_per_node)
+        rail = max(self.inter.bytes_per_s, self._nic_share())
+        share = np.minimum(rail, self.cluster.nics_per_node * self.inter.bytes_per_s / flows)
+        far = self._cross_s("p2p", size, 1.0, np.minimum(share, self.intra.bytes_per_s))
         return np.where(size > 0, np.where(inside, near, far), 0.0)
 
     def floor_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
@@ -65,17 +84,18 @@ class Network:
         size, n, step = np.broadcast_arrays(*as_floats(n_bytes, n_ranks, stride))
         r, nodes = self._shape(n, step)
         wire = WIRE[op] * size
-        near = np.where(r > 1, wire * (r - 1) / r / self.intra.bytes_per_s, 0.0)
+        near = wire_bytes(op, size * r / n if op == "all_to_all" else size, r) / self.intra.bytes_per_s
         out = wire * (n - r) / n if op == "all_to_all" else wire * (nodes - 1) / nodes / r
         return np.maximum(near, np.where(nodes > 1, out / self._nic_share(), 0.0)) * (n > 1)
 
-    def _collective_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals) -> Array:
+    def _collective_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals, fan_out: int = 1, node_limit: int = 0) -> Array:
         size, n, step = np.broadcast_arrays(*as_floats(n_bytes, n_ranks, stride))
         r, nodes = self._shape(n, step)
         if not np.any(nodes > 1):
             price = self._level_s(op, size, n)
         elif op == "all_to_all":
-            price = np.where(nodes > 1, self._level_s(op, size * r / n, r) + self._cross_s(op, size * (n - r) / n, nodes - 1, self._nic_share()), self._level_s(op, size, n))
+            across = self._cross_s(op, size * (n - r) / n, nodes - 1, self._nic_share())
+            price = np.where(nodes > 1, self._level_s(op, size * r / n, r) + across, self._level_s(op, size, n))
         else:
             # a ring's link between nodes passes n - 1 chunks one after another; an all-reduce may take a tree instead
             tree = 2 * np.log2(np.maximum(nodes, 2))
@@ -94,20 +114,19 @@ class Network:
         return min(self.cluster.nics_per_node * self.inter.bytes_per_s / self.cluster.gpus_per_node, self.intra.bytes_per_s)
 
     def _level_s(self, op: str, size: Array, n: Array) -> Array:
-        """Inside a node: time read off the measured bus-bandwidth fractions, efficiency held above the largest size, time below the smallest."""
+        """Inside a node: bytes over the measured fraction of the link, held above the largest size; below the smallest the time is held."""
         ranks, log_size, log_frac = self._table(op)
-        wire = WIRE.get(op, 1.0) * np.where(n > 1, (n - 1) / np.maximum(n, 1), 0.0) if op != "p2p" else np.ones_like(n)
         at = np.clip(np.log2(np.maximum(size, 1)), log_size[0], log_size[-1])
         used = np.maximum(size, 2.0 ** log_size[0])
         frac = _bilinear(ranks, log_size, log_frac, np.log2(np.maximum(n, 1)), at)
-        out: Array = np.where(wire > 0, wire * used / (self.intra.bytes_per_s * np.exp2(frac)), 0.0)
+        out: Array = wire_bytes(op, used, n) / (self.intra.bytes_per_s * np.exp2(frac))
         return out
 
     def _table(self, op: str) -> tuple[Array, Array, Array]:
         c = self.calibration.fit(f"collective.{op}").coefficients
         return _unpack(tuple(sorted(c.items())))
 
-    def _cross_s(self, op: str, sent: Array, hops: Reals, share: float) -> Array:
+    def _cross_s(self, op: str, sent: Array, hops: Reals, share: float | Array) -> Array:
         """Across nodes: ``hops · HOP_LATENCIES · link latency + bytes / (NIC share · achieved fraction)``."""
         c = self.calibration.fit(f"internode.{op}", "internode.all_reduce").coefficients
         out: Array = HOP_LATENCIES * self.inter.latency_s * as_floats(hops)[0] + sent / (share * c["link_frac"])
