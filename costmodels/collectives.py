@@ -62,7 +62,18 @@ class Network:
         ``d = N(1−(1−1/N)^fan_out)`` of ``N`` nodes are hit when the targets are random, at most ``node_limit`` (0: no limit).
         Source: DeepSeek-V3 report, section 3.2.2 (each token goes to at most 4 nodes, then over NVLink).
         """
-        return self._collective_s("all_to_all", n_bytes, n_ranks, stride, fan_out, node_limit)
+        size, n, step = np.broadcast_arrays(*as_floats(n_bytes, n_ranks, stride))
+        r, nodes = self._shape(n, step)
+        hit = nodes * (1 - (1 - 1 / nodes) ** fan_out)
+        copies = (np.minimum(hit, node_limit) if node_limit else hit) / fan_out
+        out = size * (n - r) / n * copies
+        cross = self._cross_s("all_to_all", out, nodes - 1, self._nic_share())
+        if fan_out > 1:  # rows arrive over the rails and fan out over the node's links at the same time
+            price = np.maximum(self._level_s("all_to_all", size, r), cross)
+        else:
+            price = self._level_s("all_to_all", size * r / n, r) + cross
+        price = np.maximum(np.where(nodes > 1, price, self._level_s("all_to_all", size, n)), out / self._nic_share())
+        return np.where((n > 1) & (size > 0), price, 0.0)
 
     def p2p_s(self, n_bytes: Reals, stride: Reals = 1, senders: Reals = 0) -> Array:
         """One message to the rank ``stride`` away: over the node's links if it is nearer than a node's width, else over the NICs.
@@ -88,14 +99,11 @@ class Network:
         out = wire * (n - r) / n if op == "all_to_all" else wire * (nodes - 1) / nodes / r
         return np.maximum(near, np.where(nodes > 1, out / self._nic_share(), 0.0)) * (n > 1)
 
-    def _collective_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals, fan_out: int = 1, node_limit: int = 0) -> Array:
+    def _collective_s(self, op: str, n_bytes: Reals, n_ranks: Reals, stride: Reals) -> Array:
         size, n, step = np.broadcast_arrays(*as_floats(n_bytes, n_ranks, stride))
         r, nodes = self._shape(n, step)
         if not np.any(nodes > 1):
             price = self._level_s(op, size, n)
-        elif op == "all_to_all":
-            across = self._cross_s(op, size * (n - r) / n, nodes - 1, self._nic_share())
-            price = np.where(nodes > 1, self._level_s(op, size * r / n, r) + across, self._level_s(op, size, n))
         else:
             # a ring's link between nodes passes n - 1 chunks one after another; an all-reduce may take a tree instead
             tree = 2 * np.log2(np.maximum(nodes, 2))

@@ -1,7 +1,8 @@
 """Context parallelism: the attention of one layer and its messages, by kind of split.
 
 Bytes sent per rank and layer, forward (DeepSpeed-Ulysses 2023 §3; Ring Attention 2023 §3; Llama 3 2024 §3.3.2):
-ulysses 4 all-to-alls (q, k, v, o; k and v with max(kv heads, ranks) heads), ring (P-1) hops of K and V, all-gather of K and V.
+ulysses 4 all-to-alls (q, k, v, o; k and v with max(kv heads, ranks) heads), ring (P-1) hops of K and V, all-gather of K and V;
+helper: idle ranks of a causal ring help busy ones, half a ring's bytes (LightSeq 2023 §3.2).
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import numpy as np
 
 from ..scenarios.model import ModelSpec
 from ..scenarios.plan import ParallelPlan
-from .op import Attention, Collective, Floats, Op
+from .op import Attention, Collective, Floats, Op, Stream
 from .shard import Shard
 
 BYTES = 2.0
 
 
 def half(plan: ParallelPlan) -> str:
-    """The 16-bit format of attention, router and LM head under this plan's precision."""
-    return "fp16" if plan.precision == "fp16" else "bf16"
+    """The format of attention, router and LM head under this plan's precision: 16 bits, or fp32 throughout."""
+    return plan.precision if plan.precision in ("fp16", "fp32") else "bf16"
 
 
 def attention_ops(model: ModelSpec, plan: ParallelPlan, cut: Shard, window_tokens: int) -> tuple[Op, ...]:
@@ -35,8 +36,8 @@ def attention_ops(model: ModelSpec, plan: ParallelPlan, cut: Shard, window_token
             return _hybrid(model, plan, cut, window_tokens)
         case "allgather":
             return _all_gather(model, plan, cut, window_tokens)
-        case "ring" | "zigzag":
-            return _ring(model, plan, cut, np.asarray(plan.cp, float), cut.heads, cut.kv_heads, window_tokens, plan.cp_kind == "zigzag")
+        case "ring" | "zigzag" | "helper":
+            return _ring(model, plan, cut, np.asarray(plan.cp, float), cut.heads, cut.kv_heads, window_tokens, plan.cp_kind != "ring")
 
 
 def _call(
@@ -88,7 +89,9 @@ def _ring(
     rest = _call(model, plan, cut, n, kv_seen, 0, heads=heads, kv_heads=kv_heads, causal=False, count=hops)
     kv_bytes = cut.batch * n * kv_heads * (model.qk_dim + model.v_dim) * BYTES
     work = Collective(op="p2p", n_bytes=kv_bytes, n_ranks=degree, stride=plan.tp if stride is None else stride)
-    return own, rest, Op(name="ring-kv", work=work, lane="cp", count=hops)
+    # each block's output joins the fp32 running output: two reads and a write
+    merge = Stream(n_bytes=3 * 4.0 * cut.batch * n * heads * model.v_dim)
+    return own, rest, Op(name="ring-merge", work=merge, count=hops), Op(name="ring-kv", work=work, lane="cp", count=hops / 2 if plan.cp_kind == "helper" else hops)
 
 
 def _hybrid(model: ModelSpec, plan: ParallelPlan, cut: Shard, window: int) -> tuple[Op, ...]:

@@ -104,7 +104,7 @@ def _activations(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: Syste
         return np.zeros_like(cut.tokens), (attention_working(model, plan, cut) + ffn_working(model, plan, cut)) / 3
     if plan.recompute in ("none", "selective"):
         # the running layer's gradients: one hidden and the widest intermediate pair
-        working = input_bytes(model, cut) * 2 + 4.0 * cut.tokens * np.maximum(cut.ffn, cut.expert_ffn * model.top_k)
+        working = input_bytes(model, plan, cut) * 2 + 4.0 * cut.tokens * np.maximum(cut.ffn, cut.expert_ffn * model.top_k)
         return per_layer * n_layers * waves * (1 - offloaded), working
     part = np.where(
         np.asarray(plan.recompute_layers) < 0, 1.0, np.minimum(np.asarray(plan.recompute_layers) / np.maximum(n_layers, 1), 1.0)

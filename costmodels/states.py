@@ -86,8 +86,8 @@ def state_bytes(plan: ParallelPlan, fw: Framework, params: StageParams) -> tuple
         shard_expert = np.where(zero >= from_stage, expert_ranks, 1.0)
         return per_param * (params.dense / shard_dense + params.expert / shard_expert)
 
-    weight_bytes = 2.0 if fw.master_weights or plan.precision != "fp32" else 4.0
-    master = 4.0 if fw.master_weights else 0.0
+    whole = plan.precision == "fp32"  # weights are their own master copy
+    weight_bytes, master = (4.0, 0.0) if whole else (2.0, 4.0 if fw.master_weights else 0.0)
     moments = OPTIMIZER_BYTES[plan.optimizer]
     optimizer = 0.0 if plan.optimizer == "mezo" else held(trained * (master + moments), 1)
     return held(weight_bytes, 3), held(trained * fw.grad_dtype_bytes, 2), optimizer

@@ -70,12 +70,16 @@ def moe_ops(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework) -> 
     etp = np.asarray(plan.expert_tp, float)
     rows = cut.sp_tokens * model.top_k
     n_in = 2 if model.gated_mlp else 1
-    buffer = rows * h * (1.0 if dtype == "fp8" and fw.name.startswith("deepseek") else BYTES)
+    buffer = rows * h * (1.0 if fw.dispatch_fp8 and dtype.startswith("fp8") else BYTES)
     stride = np.where(etp > 1, np.asarray(plan.tp), 1) * np.ones_like(etp)
+    fan_out = model.top_k if fw.two_level_dispatch else 1
     a2a = [
-        Op(name=name, work=Collective(op="all_to_all", n_bytes=n, n_ranks=plan.ep, stride=stride), lane="ep")
+        Op(
+            name=name, lane="ep",
+            work=Collective(op="all_to_all", n_bytes=n, n_ranks=plan.ep, stride=stride, fan_out=fan_out, node_limit=model.top_k_groups),
+        )
         for name, n in (("dispatch", buffer), ("combine", rows * h * BYTES))
-    ]
+    ]  # fmt: skip
     gathered = rows * etp
     expert = [
         Op(name="router", work=Gemm(m=cut.sp_tokens, n=model.n_experts, k=h, dtype=half(plan))),

@@ -18,6 +18,8 @@ class Framework:
     gathers; ``shard``: the scatters and gathers of stages 1 and 2). All-reduced gradients travel in messages of ``bucket_bytes``,
     scattered gradients and gathered weights of ``shard_bucket_bytes`` (a layer at a time under ZeRO-3).
 
+    Experts: ``two_level_dispatch`` sends a token once to each node and fans out inside; ``dispatch_fp8`` sends it in 8 bits.
+
     Kernels: ``sustained_frac`` of a matmul's back-to-back rate holds inside a model; ``attention_kernel`` is the card's ``best`` or plain
     ``fa2``, at ``attention_frac`` of its rate; ``elementwise_passes`` multiplies the minimal traffic of norms, rope and activations;
     ``accumulate_passes`` that of summing gradients over micro-batches (0: fused into the matmul).
@@ -39,6 +41,8 @@ class Framework:
     overlap_tp_frac: float = 0.0
     overlap_cp_frac: float = 1.0
     overlap_ep_frac: float = 0.0
+    two_level_dispatch: bool = True
+    dispatch_fp8: bool = False
     sustained_frac: float = 0.85
     attention_kernel: Literal["best", "fa2"] = "best"
     attention_frac: float = 1.0

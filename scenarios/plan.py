@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Ints = int | NDArray[np.int64]
 """A count, or an array of counts: one per candidate. Cost functions broadcast over both."""
 
-CpKind = Literal["none", "ring", "zigzag", "allgather", "ulysses", "ulysses-ring"]
+CpKind = Literal["none", "ring", "zigzag", "helper", "allgather", "ulysses", "ulysses-ring"]
 Schedule = Literal["1f1b", "gpipe", "interleaved", "zb1p", "dualpipe"]
 Recompute = Literal["none", "selective", "full", "remat"]
 Sharding = Literal["ddp", "zero", "fsdp", "hsdp"]
