@@ -82,14 +82,16 @@ def main():
     ds_config = deepspeed_config(args, plan)
     model = load_model(args, config, ds_config, plan)
 
-    groups = UlyssesSPAttentionHF.register_with_transformers(  # None when cp = 1; replaces the attention the model was built with
+    UlyssesSPAttentionHF.register_with_transformers(  # wraps the attention the model was built with; does nothing when cp = 1
         model, model.config._attn_implementation, sequence_parallel_size=plan["cp"], micro_batch_size=plan["micro_batch"],
         seq_length=job["workload"]["seq_tokens"], seq_length_is_variable=False,
     )  # fmt: skip
     parts.save_memory(model, plan)
     wrapped = parts.WithLoss(model, plan["fused_loss"])
     trained = [p for p in wrapped.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=trained, config=ds_config, mpu=groups)
+    # Without mpu= ZeRO shards and averages over all ranks, which is right: each has the mean loss of as many tokens. With it, DeepSpeed
+    # 0.19.8 sums gradients over the sequence ranks in stages 0 to 2 and clips by a wrong norm.
+    engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=trained, config=ds_config)
 
     tokens = parts.Tokens(args.data, config.vocab_size, job["workload"]["seq_tokens"])
     place = {"plan": plan, "dp_rank": rank // plan["cp"], "cp_rank": rank % plan["cp"], "device": device}
