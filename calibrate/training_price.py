@@ -60,7 +60,7 @@ def price_runs(runs: Iterable[TrainingRun]) -> tuple[list[Priced], list[Skipped]
         except RoofplanError as error:
             skipped.append(Skipped(id=run.id, why=str(error)))
             continue
-        groups[_key(setting)].append(setting)
+        groups[group_key(setting)].append(setting)
     for group in groups.values():
         for row in _price_group(group):
             if isinstance(row, Skipped):
@@ -71,7 +71,8 @@ def price_runs(runs: Iterable[TrainingRun]) -> tuple[list[Priced], list[Skipped]
     return sorted(priced.values(), key=lambda p: place[p.setting.run.id]), sorted(skipped, key=lambda s: place[s.id])
 
 
-def _key(s: Setting) -> tuple[object, ...]:
+def group_key(s: Setting) -> tuple[object, ...]:
+    """What runs must share to be priced as one array: model, cluster and every text option."""
     text = tuple(getattr(s.plan, f.name) for f in dataclasses.fields(s.plan) if f.name not in NUMBERS)
     cluster = dataclasses.replace(s.cluster, n_gpus=1, sources={})
     return (s.model, cluster.name, cluster.gpus_per_node, text, s.run.id if s.tuned else "")
