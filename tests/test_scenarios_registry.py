@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadFile, BadInput, UnknownName
 from roofplan.scenarios.load import names, read_toml
@@ -148,3 +150,12 @@ def test_no_heavy_imports_on_the_way() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_model_or_one_sentence(name: str) -> None:
+    try:
+        assert registry.model(name).n_layers > 0
+    except BadInput as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 400

@@ -1,0 +1,83 @@
+"""Speed on this machine, run by `make bench`: one row of SPECS adds a benchmark; the limits are generous against a busy machine."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from roofplan.costmodels.memory import train_memory
+from roofplan.costmodels.params import count_params
+from roofplan.costmodels.system import make_system
+from roofplan.costmodels.training import train_step
+from roofplan.scenarios import registry
+from roofplan.scenarios.load import load, names
+from roofplan.scenarios.model import ModelSpec
+from roofplan.scenarios.plan import ParallelPlan
+from roofplan.scenarios.workload import TrainWorkload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """``make`` prepares and returns the call to time; ``n`` is how many things one call does; ``limit_s`` bounds each."""
+
+    name: str
+    make: Callable[[], Callable[[], object]]
+    n: int
+    limit_s: float
+
+
+def _cold_look_up() -> Callable[[], object]:
+    code = "from roofplan.scenarios import registry; registry.model('meta-llama/Llama-3.1-70B'); registry.cluster('H100', 8)"
+    return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _price() -> Callable[[], object]:
+    model, system = registry.model("llama3-8b"), make_system(registry.cluster("h100-sxm", 64), "megatron-core")
+    n = 4096
+    tp = np.array([1, 2, 4, 8])[np.arange(n) % 4]
+    pp = np.array([1, 2, 4])[np.arange(n) // 4 % 3]
+    plan = ParallelPlan(tp=tp, pp=pp, dp=64 // tp // pp, micro_batch=1 + np.arange(n) // 12 % 4, grad_accum=8, framework="megatron-core")
+    work = TrainWorkload(seq_tokens=8192, global_batch=plan.dp * plan.micro_batch * plan.grad_accum)
+    return lambda: (train_step(model, plan, work, system), train_memory(model, plan, work, system))
+
+
+def _one_plan() -> Callable[[], object]:
+    model, system = registry.model("deepseek-v3"), make_system(registry.cluster("h100-sxm", 512), "megatron-core")
+    plan = ParallelPlan(dp=64, pp=8, ep=64, grad_accum=16, framework="megatron-core")
+    work = TrainWorkload(seq_tokens=4096, global_batch=1024)
+    return lambda: (train_step(model, plan, work, system), train_memory(model, plan, work, system))
+
+
+def _all_models() -> Callable[[], object]:
+    files = list(names("models").values())
+    return lambda: [load(ModelSpec, path) for path in files]
+
+
+SPECS = [
+    Spec(name="start Python, find a model and a cluster", make=_cold_look_up, n=1, limit_s=1.5),
+    Spec(name="read one model file", make=_all_models, n=len(names("models")), limit_s=2e-3),
+    Spec(name="count parameters of one model", make=lambda: lambda: count_params(registry.model("deepseek-v3")), n=1, limit_s=1e-3),
+    Spec(name="price one candidate of a batch: time and memory", make=_price, n=4096, limit_s=50e-6),
+    Spec(name="price one plan by itself", make=_one_plan, n=1, limit_s=30e-3),
+]
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_speed(spec: Spec, capsys: pytest.CaptureFixture[str]) -> None:
+    call = spec.make()
+    call()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) / spec.n)
+    with capsys.disabled():
+        print(f"\n{spec.name:50s} median {statistics.median(times) * 1e6:10.1f} us, best {min(times) * 1e6:10.1f} us", end="")
+    assert min(times) < spec.limit_s
