@@ -51,6 +51,8 @@ def data_parallel_time(plan: ParallelPlan, system: System, params: StageParams) 
         call: Callable[..., Floats], width: float, n_params: Floats, ranks: Floats, step: Floats, bucket: float = fw.shard_bucket_bytes
     ) -> Floats:
         """The message in buckets, each paying the latency of its own collective."""
+        if not np.any(n_params):
+            return 0.0
         unit = np.where(zero >= 3, width * (params.layer_dense + params.layer_expert), bucket)
         n = np.maximum(np.ceil(width * n_params / unit), 1.0)
         return n * call(width * n_params / n, ranks, step)
@@ -58,14 +60,14 @@ def data_parallel_time(plan: ParallelPlan, system: System, params: StageParams) 
     reduce = sent(net.all_reduce_s, grad, params.dense, dense, stride, bucket)
     reduce = reduce + sent(net.all_reduce_s, grad, params.expert, expert, expert_stride, bucket)
     whole = np.where(zero >= 3, 1.0, 0.0)
-    each_reduce = scatter(min(grad, 2.0))
+    weights, each_reduce = gather(2.0), scatter(min(grad, 2.0))
     across: Floats = 0.0
     if plan.sharding == "hsdp":  # copies agree once per step: all-reduce of each shard between the groups
         across = net.all_reduce_s(2.0 * params.dense / group, dense / group, stride * group)
     twice = np.where(zero == 2, np.asarray(plan.grad_accum, float), 1.0)  # stage 2 keeps no whole gradient between micro-batches
-    once = np.where(zero == 0, reduce, np.where(zero < 3, twice * scatter(grad) + gather(2.0), across))
+    once = np.where(zero == 0, reduce, np.where(zero < 3, twice * scatter(grad) + weights, across))
     return DataParallelTime(
-        gather_forward_s=whole * gather(2.0), gather_backward_s=whole * gather(2.0), reduce_each_s=whole * each_reduce, once_s=once
+        gather_forward_s=whole * weights, gather_backward_s=whole * weights, reduce_each_s=whole * each_reduce, once_s=once
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..scenarios.model import ModelSpec
 from ..scenarios.plan import ParallelPlan
-from .op import Attention, Collective, Floats, Op, Stream, flops, price
+from .distinct import distinct
+from .op import Attention, Collective, Floats, Op, Stream, flops, price_all
 from .overlap import exposed
 from .shard import Shard
 from .system import System
@@ -37,9 +38,6 @@ class LayerTime:
     flops: Floats
 
 
-FIELDS = tuple(f.name for f in fields(LayerTime))
-
-
 def layer_mix(model: ModelSpec) -> list[tuple[float, bool, int]]:
     """(share of layers, is MoE, window) of each kind of layer; shares sum to 1."""
     moe = model.n_moe_layers / model.n_layers
@@ -54,62 +52,63 @@ def layer_mix(model: ModelSpec) -> list[tuple[float, bool, int]]:
 
 def layer_time(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System) -> LayerTime:
     """The average layer: every kind priced and weighted by its share of the model's layers."""
-    total = dict.fromkeys(FIELDS, 0.0 * cut.tokens)
+    few, piece, back = distinct(plan, cut)
+    total: dict[str, Floats] = {}
     for share, moe, window in layer_mix(model):
-        kind = _one_kind(model, plan, cut, system, moe, window)
-        for name in FIELDS:
-            total[name] = total[name] + share * kind[name]
-    return LayerTime(**total)
+        kind = _one_kind(model, few, piece, system, moe, window)
+        total = {name: total.get(name, 0.0) + share * value for name, value in kind.items()}
+    if back is not None:
+        total = {name: np.broadcast_to(value, int(back.max()) + 1)[back] for name, value in total.items()}
+    return LayerTime(**_recompute(plan, cut, total))
 
 
 def _one_kind(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, moe: bool, window: int) -> dict[str, Floats]:
+    """A layer of one kind without recomputation: the fields of LayerTime, and the FLOPs of its forward and of its attention."""
     ops = layer_ops(model, plan, cut, system.framework, moe=moe, window_tokens=window)
     grads = backward(ops, train_weights=not plan.lora_rank)
-    fwd, fwd_flops = _lanes(ops, system)
-    bwd, bwd_flops = _lanes(grads, system)
+    seconds = price_all([op.work for op in (*ops, *grads)], system)
+    fwd, fwd_flops = _lanes(ops, seconds[: len(ops)])
+    bwd, bwd_flops = _lanes(grads, seconds[len(ops) :])
     out = _expose(plan, system, fwd, "fwd") | _expose(plan, system, bwd, "bwd")
     out |= {"fwd_s": fwd["compute"], "bwd_s": bwd["compute"], "wgrad_s": bwd["wgrad"]}
     out |= {"attention_fwd_s": fwd["attention"], "ffn_fwd_s": fwd["ffn"], "flops": fwd_flops + bwd_flops}
+    return out | {"forward_flops": fwd_flops, "attention_flops": fwd["attention_flops"]}
+
+
+def _recompute(plan: ParallelPlan, cut: Shard, out: dict[str, Floats]) -> dict[str, Floats]:
+    """Add the forward work that backward repeats: all of it, all but attention (remat), attention alone (selective), a tiled FFN.
+
+    MeZO has no backward at all.
+    """
+    out = {name: value + 0.0 * cut.tokens for name, value in out.items()}
+    forward_flops, attention_flops = out.pop("forward_flops"), out.pop("attention_flops")
     if plan.optimizer == "mezo":
         zero = 0.0 * cut.tokens
-        return out | {"bwd_s": zero, "wgrad_s": zero, "tp_bwd_s": zero, "cp_bwd_s": zero, "ep_bwd_s": zero, "flops": fwd_flops}
-    return _recompute(plan, cut, out, fwd_flops, fwd["attention_flops"])
-
-
-def _recompute(plan: ParallelPlan, cut: Shard, out: dict[str, Floats], fwd_flops: Floats, attention_flops: Floats) -> dict[str, Floats]:
-    """Add the forward work that backward repeats: all of it, all but attention (remat), attention alone (selective), a tiled FFN."""
+        return out | {"bwd_s": zero, "wgrad_s": zero, "tp_bwd_s": zero, "cp_bwd_s": zero, "ep_bwd_s": zero, "flops": forward_flops}
     wanted = np.asarray(plan.recompute_layers, float)
     part = np.where(wanted < 0, 1.0, np.minimum(wanted / np.maximum(cut.layers, 1), 1.0))
     again: dict[str, Floats] = {}
     if plan.recompute in ("full", "remat"):
-        again = {
-            "bwd_s": out["fwd_s"],
-            "tp_bwd_s": out["tp_fwd_s"],
-            "cp_bwd_s": out["cp_fwd_s"],
-            "ep_bwd_s": out["ep_fwd_s"],
-            "flops": fwd_flops,
-        }
+        again = {f"{lane}bwd_s": out[f"{lane}fwd_s"] for lane in ("", "tp_", "cp_", "ep_")} | {"flops": forward_flops}
         if plan.recompute == "remat":
             again["bwd_s"] = again["bwd_s"] - out["attention_fwd_s"]
             again["flops"] = again["flops"] - attention_flops
             again["cp_bwd_s"] = 0.0 * cut.tokens
     elif plan.recompute == "selective":
         again, part = {"bwd_s": out["attention_fwd_s"], "flops": attention_flops}, np.asarray(1.0)
-    out = {name: value + part * again.get(name, 0.0) for name, value in out.items()}
+    out |= {name: out[name] + part * value for name, value in again.items()}
     tiled = np.asarray(plan.tiled_mlp, float)  # each tile's forward runs once more inside its backward
     return out | {"bwd_s": out["bwd_s"] + tiled * out["ffn_fwd_s"]}
 
 
-def _lanes(ops: tuple[Op, ...], system: System) -> tuple[dict[str, Floats], Floats]:
+def _lanes(ops: tuple[Op, ...], prices: list[Floats]) -> tuple[dict[str, Floats], Floats]:
     """Seconds by lane (``compute`` split into wgrad, and attention and FFN also alone), all-to-alls apart from ring hops."""
     out: dict[str, Floats] = dict.fromkeys(
         ("compute", "wgrad", "attention", "ffn", "gemm", "attention_flops", "tp", "ring", "a2a", "ep"), 0.0
     )
     total: Floats = 0.0
-    for op in ops:
-        if not np.any(op.count):
-            continue
-        seconds = op.count * price(op.work, system)
+    for op, once in zip(ops, prices, strict=True):
+        seconds = op.count * once
         work = op.count * flops(op.work)
         total = total + work
         if op.lane == "compute":
@@ -134,5 +133,6 @@ def _expose(plan: ParallelPlan, system: System, lanes: dict[str, Floats], phase:
     fw = system.framework
     tp = exposed(lanes["tp"], lanes["gemm"], fw.overlap_tp_frac)
     cp = exposed(lanes["ring"], lanes["attention"], fw.overlap_cp_frac) + lanes["a2a"]
-    ep = exposed(lanes["ep"], lanes["compute"], fw.overlap_ep_frac)
+    # DualPipe pairs a forward with a backward chunk so that each one's expert messages run under the other's compute
+    ep = exposed(lanes["ep"], lanes["compute"], 1.0 if plan.schedule == "dualpipe" else fw.overlap_ep_frac)
     return {f"tp_{phase}_s": tp, f"cp_{phase}_s": cp, f"ep_{phase}_s": ep}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -70,12 +72,17 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """A message of ``n_bytes`` (the full buffer, as nccl-tests count it) among ``n_ranks`` ranks ``stride`` apart."""
+    """A message of ``n_bytes`` (the full buffer, as nccl-tests count it) among ``n_ranks`` ranks ``stride`` apart.
+
+    An all-to-all of rows that each go to ``fan_out`` ranks on at most ``node_limit`` nodes sends one copy to each node it reaches.
+    """
 
     op: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"]
     n_bytes: Floats
     n_ranks: Floats
     stride: Floats = 1
+    fan_out: int = 1
+    node_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +158,45 @@ def price(work: Work, system: System) -> Floats:
             return system.roofline.host_copy_s(n_bytes)
         case Collective(op="p2p", n_ranks=n, stride=stride):  # a ring moves at the pace of its hop between nodes, if it has one
             per_node = system.cluster.gpus_per_node
-            return system.network.p2p_s(work.n_bytes, np.where(np.asarray(n) * stride > per_node, per_node, stride))
+            crosses = np.asarray(n) * stride > per_node  # then each of the ``stride`` rings has one GPU at the node's edge
+            return system.network.p2p_s(work.n_bytes, np.where(crosses, per_node, stride), stride)
+        case Collective(op="all_to_all"):
+            return system.network.all_to_all_s(work.n_bytes, work.n_ranks, work.stride, work.fan_out, work.node_limit)
         case Collective():
             call = getattr(system.network, f"{work.op}_s")
             return call(work.n_bytes, work.n_ranks, work.stride)
+
+
+STACK_MAX = 2048
+"""Longest array that is stacked with others of its kind: beyond it the arithmetic, not the call, is what takes time."""
+
+
+def price_all(works: Sequence[Work], system: System) -> list[Floats]:
+    """``[price(w, system) for w in works]``, with one array call for all short works of a kind, stacked along a new first axis."""
+    out: list[Floats] = [0.0] * len(works)
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for i, work in enumerate(works):
+        kinds.setdefault(_kind(work), []).append(i)
+    for alike in kinds.values():
+        first = works[alike[0]]
+        columns = {name: [np.asarray(getattr(works[i], name), float) for i in alike] for name in SIZES[type(first)]}
+        shape = np.broadcast_shapes(*(value.shape for column in columns.values() for value in column))
+        if len(alike) == 1 or math.prod(shape) > STACK_MAX:
+            for i in alike:
+                out[i] = price(works[i], system)
+            continue
+        stacked: dict[str, Any] = {name: np.stack([np.broadcast_to(v, shape) for v in column]) for name, column in columns.items()}
+        for i, seconds in zip(alike, np.asarray(price(replace(first, **stacked), system)), strict=True):
+            out[i] = seconds
+    return out
+
+
+SIZES: dict[type, tuple[str, ...]] = {
+    cls: tuple(f.name for f in fields(cls) if f.type == "Floats") for cls in (Gemm, GroupedGemm, Attention, Stream, Collective, HostCopy)
+}
+"""The fields of each kind of work that hold one value per candidate."""
+
+
+def _kind(work: Work) -> tuple[object, ...]:
+    """What works must share to be priced in one call: their type and every field that is not a size."""
+    return (type(work), *(getattr(work, f.name) for f in fields(work) if f.type != "Floats"))

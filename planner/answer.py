@@ -143,7 +143,11 @@ def _provenance(decision: Decision) -> dict[str, Any]:
 
 def write_json(data: dict[str, Any], target: str) -> None:
     """To standard output for ``-``, else to a file that is complete or absent; BadInput if it cannot be written."""
-    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", target)
+
+
+def write_text(text: str, target: str) -> None:
+    """To standard output for ``-``, else to a file that is complete or absent; BadInput if it cannot be written."""
     if target == "-":
         print(text, end="")
         return
@@ -153,8 +157,15 @@ def write_json(data: dict[str, Any], target: str) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
             temporary = file.name
             file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"{target}: cannot be written: {error.strerror or error}") from None
+        raise BadInput(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

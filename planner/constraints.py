@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pulp  # type: ignore[import-untyped]
+import pulp
 
 GIB = 2.0**30
 ROLES = ("first", "middle", "last")

@@ -42,7 +42,7 @@ def overflow_bytes(p: StageProblem, layers: dict[str, int], count: dict[str, int
 
 def solve(p: StageProblem, time_limit_s: float = 5.0) -> StageSolution | None:
     """The optimum by HiGHS, or None when no choice fits. ``proved`` is read from ``sol_status``: at a time limit ``status`` lies."""
-    import pulp  # type: ignore[import-untyped]
+    import pulp
 
     from .constraints import build
 

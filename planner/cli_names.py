@@ -1,0 +1,72 @@
+"""``roofplan models`` and ``roofplan gpus``: what the registry knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from ..costmodels.params import count_params
+from ..scenarios.hardware import Accelerator
+from ..scenarios.load import load, names
+from ..scenarios.model import ModelSpec
+from .answer import write_json
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the list as JSON; `-` prints it and nothing else.")
+@click.argument("words", nargs=-1)
+def models(json_to: str | None, words: tuple[str, ...]) -> None:
+    """List the models, or those whose name has all WORDS."""
+    found = [load(ModelSpec, path) for stem, path in names("models").items() if all(w.lower() in stem for w in words)]
+    rows = [_model_row(m) for m in found]
+    columns = {"name": "name", "parameters": "params", "active": "active_params", "layers": "n_layers", "hidden": "hidden",
+               "heads": "n_heads", "KV": "n_kv_heads", "context": "max_seq_tokens"}  # fmt: skip
+    _show({"models": rows}, rows, columns, json_to)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the list as JSON; `-` prints it and nothing else.")
+@click.argument("words", nargs=-1)
+def gpus(json_to: str | None, words: tuple[str, ...]) -> None:
+    """List the GPUs, or those whose name has all WORDS, and whether their efficiencies were measured."""
+    measured = set(names("calibrations"))
+    found = [load(Accelerator, path) for stem, path in names("hardware").items() if all(w.lower() in stem for w in words)]
+    rows = [dataclasses.asdict(gpu) | {"efficiencies": "measured" if gpu.name in measured else f"from {gpu.kin}"} for gpu in found]
+    columns = {"name": "name", "memory": "hbm_bytes", "bandwidth": "hbm_bytes_per_s", "bf16": "bf16_flops_per_s", "fp8": "fp8_flops_per_s",
+               "efficiencies": "efficiencies"}  # fmt: skip
+    _show({"gpus": rows}, rows, columns, json_to)
+
+
+def _model_row(model: ModelSpec) -> dict[str, Any]:
+    count = count_params(model)
+    return dataclasses.asdict(model) | {"params": float(count.total), "active_params": float(count.active)}
+
+
+def _show(data: dict[str, Any], rows: list[dict[str, Any]], columns: dict[str, str], json_to: str | None) -> None:
+    if json_to:
+        write_json(data, json_to)
+    if json_to == "-":
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("name", "efficiencies") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(key, row[key]) for key in columns.values()))
+    Console().print(table)
+
+
+def _cell(key: str, value: Any) -> str:
+    """A number with its unit, short."""
+    if key.endswith("params"):
+        return f"{value / 1e9:,.4g} B"
+    units = {"_bytes": (1e9, "GB"), "_bytes_per_s": (1e12, "TB/s"), "_flops_per_s": (1e12, "T")}
+    for suffix, (scale, unit) in units.items():
+        if key.endswith(suffix):
+            return f"{value / scale:,.4g} {unit}" if value else "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)

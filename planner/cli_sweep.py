@@ -1,0 +1,53 @@
+"""``roofplan sweep``: the best plan at every point of a grid, as tidy CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from typing import Any
+
+import click
+
+from ..scenarios.errors import BadInput
+from ..scenarios.scenario import parse_seq, read_scenario
+from .answer import write_json, write_text
+from .cli import scenario_flags, split_allow
+from .whatif import COLUMNS, sweep_rows
+
+MAX_POINTS = 2_000
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@scenario_flags
+@click.option("--seq", "seqs", default="8K", show_default=True, help="Sequence lengths, comma-separated; max for the longest.")
+@click.option("--gpus", "counts", default="8", show_default=True, help="Numbers of GPUs, comma-separated.")
+@click.option("--csv", "csv_to", metavar="FILE|-", default="-", show_default=True, help="Where the rows go as CSV.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the rows as JSON instead; `-` prints them and nothing else.")
+def sweep(seqs: str, counts: str, csv_to: str, json_to: str | None, **flags: Any) -> None:
+    """Plan every combination of --seq, --gpus and --gpu (each a comma-separated list)."""
+    flags["allow"] = split_allow(flags["allow"])
+    gpus = (flags.pop("gpu") or "h100-sxm").split(",")
+    lengths = [parse_seq(word) for word in seqs.split(",")]
+    sizes = [_count(word) for word in counts.split(",")]
+    points = [(gpu.strip(), n, seq) for gpu in gpus for n in sizes for seq in lengths]
+    if len(points) > MAX_POINTS:
+        raise BadInput(f"the grid has {len(points):,} points, over the limit of {MAX_POINTS:,}; split it")
+    scenarios = [read_scenario(None, flags | {"gpu": gpu, "n_gpus": n, "seq_tokens": seq}) for gpu, n, seq in points]
+    with click.progressbar(scenarios, label="planning", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        rows = sweep_rows(bar)
+    if json_to:
+        write_json({"rows": rows}, json_to)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(text.getvalue(), csv_to)
+
+
+def _count(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise BadInput(f"--gpus {word!r} is not a whole number; write 8 or 8,16,32") from None
