@@ -14,7 +14,16 @@ from roofplan.scenarios import registry
 
 def call(q: int, kv: int, *, causal: bool = True, window: int = 0, backward: bool = False) -> Attention:
     return Attention(
-        batch=1, q_tokens=q, kv_tokens=kv, n_heads=1, n_kv_heads=1, qk_dim=1, v_dim=1, causal=causal, window_tokens=window, backward=backward
+        batch=1,
+        q_tokens=q,
+        kv_tokens=kv,
+        n_heads=1,
+        n_kv_heads=1,
+        qk_dim=1,
+        v_dim=1,
+        causal=causal,
+        window_tokens=window,
+        backward=backward,
     )
 
 

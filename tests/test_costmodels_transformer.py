@@ -38,7 +38,15 @@ def test_a_layers_matmuls_are_the_models_parameters(name: str) -> None:
     assert got == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("plan", [ParallelPlan(tp=8), ParallelPlan(cp=4, cp_kind="ulysses"), ParallelPlan(cp=8, cp_kind="zigzag"), ParallelPlan(tp=2, cp=4, cp_kind="allgather")])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ParallelPlan(tp=8),
+        ParallelPlan(cp=4, cp_kind="ulysses"),
+        ParallelPlan(cp=8, cp_kind="zigzag"),
+        ParallelPlan(tp=2, cp=4, cp_kind="allgather"),
+    ],
+)
 def test_every_split_shares_the_work_evenly(plan: ParallelPlan) -> None:
     whole = sum(n * total_flops(ops) for n, ops in model_ops("llama3-8b", ParallelPlan(), 65536))
     part = sum(n * total_flops(ops) for n, ops in model_ops("llama3-8b", plan, 65536))
