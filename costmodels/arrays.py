@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Reals = float | int | NDArray[np.float64] | NDArray[np.int64]
 """A number or an array of numbers; costs broadcast and return float64 arrays (0-d for plain numbers)."""
+
+CHUNK = 8192
+"""Points priced at a time: their temporaries stay in the core's cache."""
 
 
 def as_floats(*values: Reals) -> list[Array]:
@@ -16,8 +21,28 @@ def as_floats(*values: Reals) -> list[Array]:
 
 
 def soft_max(a: Array, b: Array, sharpness: float) -> Array:
-    """``(a^p + b^p)^(1/p)`` with ``p = sharpness >= 1``: never below ``max(a, b)``, at most ``a + b``; scaled so nothing overflows."""
+    """``(a^p + b^p)^(1/p)``, ``p = sharpness`` (1, 2 or 4 without powers): never below ``max(a, b)``, at most ``a + b``; no overflow."""
+    if sharpness == 1:
+        return a + b
     top = np.maximum(np.maximum(a, b), 1e-300)
-    low = np.minimum(a, b) / top
-    out: Array = top * (1 + low**sharpness) ** (1 / sharpness)
-    return out
+    ratio = np.minimum(a, b) / top
+    if sharpness in (2, 4):
+        square = ratio * ratio
+        out = np.sqrt(1 + square) if sharpness == 2 else np.sqrt(np.sqrt(1 + square * square))
+    else:
+        out = (1 + ratio**sharpness) ** (1 / sharpness)
+    return top * out
+
+
+def in_chunks(price: Callable[..., Array], *values: Array) -> Array:
+    """``price(*values)`` over broadcast arrays, in cache-sized pieces when they are long."""
+    shape = np.broadcast_shapes(*(v.shape for v in values))
+    size = int(np.prod(shape))
+    if size <= 2 * CHUNK:
+        return price(*values)
+    flat = [np.broadcast_to(v, shape).reshape(-1) if v.ndim else v for v in values]
+    out = np.empty(size)
+    for start in range(0, size, CHUNK):
+        piece = slice(start, start + CHUNK)
+        out[piece] = price(*(v[piece] if v.ndim else v for v in flat))
+    return out.reshape(shape)

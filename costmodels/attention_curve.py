@@ -1,8 +1,9 @@
-"""The price of attention: exact causal pairs, diagonal waste, the longest tile, cache traffic; prefill, decode and backward."""
+"""The price of attention: exact causal pairs, diagonal waste, the longest tile, cache traffic; prefill, decode and latent (MLA)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,48 +29,85 @@ def _capped_sum(c: Array, w: Array) -> Array:
     return low * (low + 1) / 2 + (c - low) * w
 
 
-def attention_pairs(q_tokens: Reals, kv_tokens: Reals, causal: bool, window_tokens: Reals) -> Array:
-    """Pairs of one sequence and head: causal (see ``causal_pairs``) or all ``q·min(kv, window)``."""
-    if causal:
-        return causal_pairs(q_tokens, kv_tokens, window_tokens)
-    q, kv, window = as_floats(q_tokens, kv_tokens, window_tokens)
-    return q * np.where(window > 0, np.minimum(window, kv), kv)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionWork:
+    """One attention call as arrays: ``batch`` sequences whose last ``q`` of ``kv`` tokens ask; ``pairs`` query-key pairs per head.
+
+    ``span`` is the most keys one query sees, ``held`` the keys that must be read at all. ``qk`` and ``v`` are head dimensions,
+    ``kv_width`` the cached elements per token and KV head (``qk + v``, or only ``qk`` for latents, whose values are their first
+    ``v``), ``kv_bytes`` the bytes of one. ``peak_flops_per_s`` is that of the arithmetic.
+    """
+
+    batch: Array
+    q: Array
+    kv: Array
+    pairs: Array
+    span: Array
+    held: Array
+    heads: Array
+    kv_heads: Array
+    qk: Array
+    v: Array
+    kv_width: Array
+    kv_bytes: float
+    peak_flops_per_s: float
 
 
-def attention_floor_s(
-    pairs: Array, batch: Array, q: Array, kv: Array, heads: Array, kv_heads: Array, qk: Array, v: Array, peak: float, gpu: Accelerator, kv_bytes: float
-) -> Array:
-    """Seconds no kernel can beat: ``max(2·b·h·pairs·(qk+v)/peak, (Q + O + K + V bytes)/bandwidth)``."""
-    flops = 2 * batch * heads * pairs * (qk + v)
-    moved = batch * (2 * q * heads * (qk + v) + kv_bytes * kv * kv_heads * (qk + v))
-    return np.maximum(flops / peak, moved / gpu.hbm_bytes_per_s)
+def attention_work(
+    *, batch: Reals, q: Reals, kv: Reals, heads: Reals, kv_heads: Reals, qk: Reals, v: Reals, causal: bool, window: Reals, kv_bytes: float, peak: float
+) -> AttentionWork:
+    """Derive pairs and reach from the call's own numbers (see AttentionWork); ``qk > v > 256`` means cached latents."""
+    b, q, kv, h, g, qk, v, w = as_floats(batch, q, kv, heads, kv_heads, qk, v, window)
+    limited = np.where(w > 0, np.minimum(kv, w), kv)
+    return AttentionWork(
+        batch=b, q=q, kv=kv, pairs=causal_pairs(q, kv, w) if causal else q * limited, span=limited,
+        held=np.where(w > 0, np.minimum(kv, w + q - 1), kv), heads=h, kv_heads=g, qk=qk, v=v,
+        kv_width=np.where((qk > v) & (v > 256), qk, qk + v), kv_bytes=kv_bytes, peak_flops_per_s=peak,
+    )  # fmt: skip
 
 
-def prefill_trend_s(
-    pairs: Array, batch: Array, q: Array, span: Array, heads: Array, kv_heads: Array, qk: Array, v: Array, peak: float, gpu: Accelerator, c: Mapping[str, float]
-) -> Array:
+def attention_floor_s(a: AttentionWork, gpu: Accelerator) -> Array:
+    """Seconds no kernel can beat: ``max(2·b·h·pairs·(qk+v)/peak, (Q + O at 2 bytes + keys and values held)/bandwidth)``."""
+    flops = 2 * a.batch * a.heads * a.pairs * (a.qk + a.v)
+    moved = a.batch * (2 * a.q * a.heads * (a.qk + a.v) + a.kv_bytes * a.held * a.kv_heads * a.kv_width)
+    return np.maximum(flops / a.peak_flops_per_s, moved / gpu.hbm_bytes_per_s)
+
+
+def prefill_trend_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) -> Array:
     """Seconds of a flash forward: ``launch + softmax(compute, memory)``.
 
-    Compute is all tiles spread over the SMs and the one longest tile alone on an SM, joined as ``√(total² + longest²)``; ``span`` is
-    the most keys one query sees; the diagonal tiles are computed whole.
+    Compute is all tiles spread over the SMs and the one longest tile alone on an SM, joined as ``√(total² + longest²)``; the diagonal
+    tiles are computed whole. Memory is Q, K, V, O and the cache write.
     """
-    width = (qk + v) * (1 + c["small_head"] * 64 / np.maximum(v, 1))
-    total = 2 * batch * heads * (pairs + q * TILE / 2) * width
-    longest = 2 * TILE * np.maximum(span, TILE) * width * gpu.n_sms
-    compute = np.sqrt(total**2 + longest**2) / (peak * c["compute_frac"])
-    moved = batch * q * (2 * heads * (qk + v) + 4 * kv_heads * (qk + v)) + batch * np.maximum(span - q, 0) * 2 * kv_heads * (qk + v)
+    width = (a.qk + a.v) * (1 + c["small_head"] * 64 / np.maximum(a.v, 1))
+    total = 2 * a.batch * a.heads * (a.pairs + a.q * (TILE / 2)) * width
+    longest = (2 * TILE * gpu.n_sms) * np.minimum(np.maximum(a.span + TILE, TILE), np.maximum(a.kv, TILE)) * width
+    compute = np.sqrt(total * total + longest * longest) / (a.peak_flops_per_s * c["compute_frac"])
+    fresh = a.q * (2 * (a.heads + a.kv_heads) * (a.qk + a.v) + a.kv_bytes * a.kv_heads * a.kv_width)
+    moved = a.batch * (fresh + np.maximum(a.held - a.q, 0) * a.kv_bytes * a.kv_heads * a.kv_width)
     return c["launch_s"] + soft_max(compute, moved / (gpu.hbm_bytes_per_s * c["memory_frac"]), c["sharpness"])
 
 
-def decode_trend_s(
-    batch: Array, span: Array, heads: Array, kv_heads: Array, qk: Array, v: Array, peak: float, gpu: Accelerator, kv_bytes: float, c: Mapping[str, float]
-) -> Array:
-    """Seconds of one new token per sequence: ``launch + waves·wave_s + softmax(compute, memory, span·per_key_s)``.
+def decode_trend_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) -> Array:
+    """Seconds of one new token per sequence: ``launch + waves·wave_s + softmax(softmax(memory, latency), compute)``.
 
-    Memory is the KV cache once; compute packs the query heads of a group into 16 rows; waves count (sequence, KV head) pairs over SMs.
+    Memory is the keys and values in reach once; compute packs the query heads of a group into 16 rows; latency is ``per_key_s`` a key,
+    or ``serial_key_s`` a key and wave where each head has its own cache and the kernel does not split it.
     """
-    moved = batch * span * kv_heads * (qk + v) * kv_bytes + batch * heads * (qk + v) * 2
-    rows = np.ceil(heads / kv_heads / 16) * 16
-    compute = 2 * batch * kv_heads * rows * span * (qk + v) / (peak * c["compute_frac"])
-    memory = soft_max(moved / (gpu.hbm_bytes_per_s * c["memory_frac"]), span * c["per_key_s"], c["sharpness"])
-    return c["launch_s"] + c["wave_s"] * np.ceil(batch * kv_heads / gpu.n_sms) + soft_max(compute, memory, c["sharpness"])
+    moved = a.batch * (a.span * a.kv_heads * a.kv_width * a.kv_bytes + 2 * a.heads * (a.qk + a.v))
+    rows = np.ceil(a.heads / a.kv_heads * (1 / 16)) * 16
+    compute = 2 * a.batch * a.kv_heads * rows * a.span * (a.qk + a.v) / (a.peak_flops_per_s * c["compute_frac"])
+    waves = np.ceil(a.batch * a.kv_heads * (1 / gpu.n_sms))
+    latency = a.span * (c["per_key_s"] + c.get("serial_key_s", 0.0) * waves * (a.heads == a.kv_heads))
+    memory = soft_max(moved / (gpu.hbm_bytes_per_s * c["memory_frac"]), latency, c["sharpness"])
+    return c["launch_s"] + c["wave_s"] * waves + soft_max(compute, memory, c["sharpness"])
+
+
+def prefill_coordinates(a: AttentionWork) -> tuple[Array, ...]:
+    """Coordinates of the correction table: length of the whole causal prefill with as many pairs, sequences, KV heads, heads per KV head."""
+    return np.sqrt(np.maximum(a.q * (2 * a.kv - a.q), 1)), a.batch, a.kv_heads, a.heads / a.kv_heads
+
+
+def decode_coordinates(a: AttentionWork) -> tuple[Array, ...]:
+    """Coordinates of the correction table: cached tokens, sequences, KV heads, heads per KV head."""
+    return np.maximum(a.kv, 1), a.batch, a.kv_heads, a.heads / a.kv_heads

@@ -34,20 +34,37 @@ def gemm_floor_s(m: Reals, n: Reals, k: Reals, dtype: str, gpu: Accelerator) -> 
 def gemm_trend_s(m: Reals, n: Reals, k: Reals, dtype: str, gpu: Accelerator, c: Mapping[str, float]) -> Array:
     """Seconds of ``C[m,n] = A[m,k]·W[n,k]ᵀ`` from the fitted coefficients ``c`` of the format.
 
-    ``launch + quantise + softmax(compute, memory)``: compute counts whole 128-wide (or 64-wide) tiles in whole waves of SMs with
-    ``k_fill`` elements of pipeline fill, at ``compute_frac`` of peak, unless splitting k (cost ``split``) fills the card; memory is the
-    bytes at ``memory_frac`` of bandwidth.
+    ``launch + softmax(compute, memory) + quantise``, at least about ``host_s`` where the host launches several kernels.
+    Compute counts whole 128-wide (or 64-wide) tiles in whole waves of SMs with ``k_fill`` elements of pipeline fill, at
+    ``compute_frac`` of peak, unless splitting k (cost ``split``) fills the card, and slows by ``spill`` once the activations outgrow
+    the share ``l2_frac`` of L2; memory is the bytes at ``memory_frac`` of bandwidth.
     """
     m, n, k = as_floats(m, n, k)
     sms = float(gpu.n_sms)
-    wide = np.ceil(np.ceil(m / 128) * np.ceil(n / 128) / sms) * (sms * 128 * 128)
-    narrow_tiles = np.ceil(m / 64) * np.ceil(n / 64)
-    narrow = np.ceil(narrow_tiles / sms) * (sms * 64 * 64 * (1 + c["narrow"]))
-    split = narrow_tiles * (64 * 64 * (1 + c["split"]))
-    area = np.maximum(np.minimum(np.minimum(wide, narrow), split), m * n)
-    compute = 2 * area * (k + c["k_fill"]) / (gpu.peak_flops_per_s(dtype) * c["compute_frac"])
-    memory = gemm_bytes(m, n, k, dtype) / (gpu.hbm_bytes_per_s * c["memory_frac"])
+    wide = np.ceil(np.ceil(m * (1 / 128)) * np.ceil(n * (1 / 128)) * (1 / sms)) * (sms * 128 * 128)
+    tiles = np.ceil(m * (1 / 64)) * np.ceil(n * (1 / 64))
+    narrow = np.ceil(tiles * (1 / sms)) * (sms * 64 * 64 * (1 + c["narrow"]))
+    area = np.maximum(np.minimum(np.minimum(wide, narrow), tiles * (64 * 64 * (1 + c["split"]))), m * n)
+    compute = area * (k + c["k_fill"]) * (2 / (gpu.peak_flops_per_s(dtype) * c["compute_frac"]))
+    rows = m * k
+    spilled = np.square(rows * (2 / (gpu.l2_bytes * c["l2_frac"]))) if "l2_frac" in c else None
+    if spilled is not None:
+        compute = compute * (1 + c["spill"] * (spilled / (1 + spilled)))
+    width = weight_bytes(dtype)
+    memory = (width * rows + width * (n * k) + 2 * (m * n)) * (1 / (gpu.hbm_bytes_per_s * c["memory_frac"]))
     price = c["launch_s"] + soft_max(compute, memory, c["sharpness"])
-    if c.get("quantise_frac", 0.0) > 0:
-        price = price + m * k * (2 + weight_bytes(dtype)) / (gpu.hbm_bytes_per_s * c["quantise_frac"])
+    if "quantise_frac" in c:
+        price = price + quantise_s(m, rows, spilled, width, gpu, c)
+    if "host_s" in c:
+        host = c["host_s"] * (1 + c["ragged"] * (np.floor(m * 0.25) * 4 != m))
+        price = soft_max(price, host, 4)
     return price
+
+
+def quantise_s(m: Array, rows: Array, spilled: Array | None, width: float, gpu: Accelerator, c: Mapping[str, float]) -> Array:
+    """Seconds to turn ``m`` rows of bf16 activations into the product's format before it runs.
+
+    ``(2 + w)·m·k bytes`` at ``quantise_frac`` of bandwidth, faster by ``l2_gain`` while they fit in L2, and ``row_s/SMs`` per row.
+    """
+    near = 1 - c["l2_gain"] / (1 + spilled) if spilled is not None else 1.0
+    return rows * near * ((2 + width) / (gpu.hbm_bytes_per_s * c["quantise_frac"])) + m * (c.get("row_s", 0.0) / gpu.n_sms)

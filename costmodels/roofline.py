@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..scenarios.calibration import Calibration
+from ..scenarios.calibration import Calibration, FamilyFit
 from ..scenarios.hardware import Accelerator
-from .arrays import Array, Reals, as_floats, soft_max
-from .attention_curve import attention_floor_s, attention_pairs, decode_trend_s, prefill_trend_s
+from .arrays import Array, Reals, as_floats, in_chunks, soft_max
+from .attention_curve import AttentionWork, attention_floor_s, attention_work, decode_coordinates, decode_trend_s, prefill_coordinates, prefill_trend_s
 from .gemm_curve import gemm_bytes, gemm_floor_s, gemm_trend_s, weight_bytes
-
-HEAD_DIMS = (64, 128, 192, 256, 512)
+from .grid_curve import GridCurve
+from .lookup import attention_keys, format_keys
+from .moe_curve import SKEWS, moe_coordinates, moe_floor_s, moe_shape_coordinates, moe_trend_s, moe_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,21 @@ class Roofline:
     gpu: Accelerator
     calibration: Calibration
     host_link_bytes_per_s: float = 31.5e9
+    _curves: dict[str, GridCurve | None] = field(default_factory=dict, repr=False, compare=False)
 
     def gemm_s(self, m: Reals, n: Reals, k: Reals, dtype: str = "bf16") -> Array:
         """Seconds of ``[m,k]·[k,n]``; fp8 and fp4 include quantising bf16 activations. Zero-sized products cost nothing."""
-        fit = self.calibration.fit(*_formats("gemm", dtype))
-        price = gemm_trend_s(m, n, k, dtype, self.gpu, fit.coefficients)
-        m, n, k = as_floats(m, n, k)
-        return np.where(m * n * k > 0, np.maximum(price, gemm_floor_s(m, n, k, dtype, self.gpu)), 0.0)
+        key, fit = self._fit(format_keys("gemm", dtype))
+        c, correct = fit.coefficients, self._curve(key)
+
+        def price(m: Array, n: Array, k: Array) -> Array:
+            trend = gemm_trend_s(m, n, k, dtype, self.gpu, c)
+            some = m * n * k > 0
+            if correct is not None:
+                trend = trend * np.exp(correct.log_factor(np.maximum(m, 1), np.maximum(n, 1), np.maximum(k, 1)))
+            return np.where(some, np.maximum(trend, gemm_floor_s(m, n, k, dtype, self.gpu)), 0.0)
+
+        return in_chunks(price, *as_floats(m, n, k))
 
     def gemm_floor_s(self, m: Reals, n: Reals, k: Reals, dtype: str = "bf16") -> Array:
         """``max(2·m·n·k/peak, bytes/bandwidth)``: see ``gemm_curve.gemm_floor_s``."""
@@ -50,6 +59,7 @@ class Roofline:
         causal: bool = True,
         window_tokens: Reals = 0,
         dtype: str = "bf16",
+        kv_dtype: str = "bf16",
         backward: bool = False,
         kernel: str = "best",
     ) -> Array:
@@ -60,28 +70,57 @@ class Roofline:
         ``kernel="best"`` is the one measured in serving engines (paged FA2 on Ampere, FA3 on Hopper, TensorRT-LLM on Blackwell);
         ``"fa2"`` is plain FlashAttention-2, which training frameworks without FA3 run.
         """
-        b, q, kv, h, g, qk, v, window = as_floats(batch, q_tokens, kv_tokens, n_heads, n_kv_heads, qk_dim, v_dim, window_tokens)
+        window, dims, kv_bytes = np.asarray(window_tokens), (float(np.max(qk_dim)), float(np.max(v_dim))), weight_bytes(kv_dtype)
+        reach = float(np.max(np.where(window >= kv_tokens, 0, window))) if window.size else 0.0
         peak = self.gpu.peak_flops_per_s(dtype)
-        pairs = attention_pairs(q, kv, causal, window)
-        span = np.where(window > 0, np.minimum(kv, window + (q > 1) * 128), kv)
-        c = dict(self.calibration.fit(*_head_dims("attention.prefill", v)).coefficients)
+
+        def price(b: Array, q: Array, kv: Array, h: Array, g: Array, qk: Array, v: Array, w: Array) -> Array:
+            work = attention_work(batch=b, q=q, kv=kv, heads=h, kv_heads=g, qk=qk, v=v, causal=causal, window=w, kv_bytes=kv_bytes, peak=peak)
+            floor = attention_floor_s(work, self.gpu)
+            one = q <= 1
+            launch = 0.0
+            if backward or not np.all(one):
+                forward, launch = self._prefill_s(work, *dims, reach, kv_dtype, kernel)
+            if not backward and np.any(one):
+                decode = self._decode_s(work, *dims, reach, kv_dtype)
+                forward = decode if np.all(one) else np.where(one, decode, forward)
+            out = np.maximum(forward, floor)
+            if backward:
+                ratio = self.calibration.fit("attention.backward").coefficients["time_ratio"]
+                out = np.maximum(ratio * np.maximum(out - launch, 0) + 3 * launch, 2.5 * floor)
+            return np.where(b * q * kv * h > 0, out, 0.0)
+
+        return in_chunks(price, *as_floats(batch, q_tokens, kv_tokens, n_heads, n_kv_heads, qk_dim, v_dim, window_tokens))
+
+    def _prefill_s(self, work: AttentionWork, qk: float, v: float, window: float, kv_dtype: str, kernel: str) -> tuple[Array, float]:
+        key, fit = self._fit(attention_keys("prefill", qk, v, window, kv_dtype, self.calibration.families))
+        c, correct = fit.coefficients, self._curve(key)
         if kernel == "fa2":
-            c["compute_frac"] = self.calibration.fit("attention.fa2").coefficients["compute_frac"] * (1 + c["small_head"] / 2)
-        price = prefill_trend_s(pairs, b, q, span, h, g, qk, v, peak, self.gpu, c)
-        if np.any(q <= 1):
-            d = self.calibration.fit(*_head_dims("attention.decode", v)).coefficients
-            reach = np.where(window > 0, np.minimum(kv, window), kv)
-            price = np.where(q <= 1, decode_trend_s(b, reach, h, g, qk, v, peak, self.gpu, 2.0, d), price)
-        held = np.where(window > 0, np.minimum(kv, window + q), kv)
-        floor = attention_floor_s(pairs, b, q, held, h, g, qk, v, peak, self.gpu, 2.0)
-        price = np.maximum(price, floor)
-        if backward:
-            ratio = self.calibration.fit("attention.backward").coefficients["time_ratio"]
-            price = np.maximum(ratio * (price - c["launch_s"]) + 3 * c["launch_s"], 2.5 * floor)
-        return np.where(b * q * kv * h > 0, price, 0.0)
+            plain = self.calibration.fit("attention.fa2").coefficients["compute_frac"] * (1 + c["small_head"] / 2)
+            c, correct = {**c, "compute_frac": plain}, None
+        price = prefill_trend_s(work, self.gpu, c)
+        if correct is not None:
+            price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in prefill_coordinates(work))))
+        return price, c["launch_s"]
+
+    def _decode_s(self, work: AttentionWork, qk: float, v: float, window: float, kv_dtype: str) -> Array:
+        key, fit = self._fit(attention_keys("decode", qk, v, window, kv_dtype, self.calibration.families))
+        price, correct = decode_trend_s(work, self.gpu, fit.coefficients), self._curve(key)
+        if correct is not None:
+            price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in decode_coordinates(work))))
+        return price
 
     def attention_unfused_s(
-        self, *, batch: Reals, q_tokens: Reals, kv_tokens: Reals, n_heads: Reals, qk_dim: Reals, v_dim: Reals, dtype: str = "bf16", backward: bool = False
+        self,
+        *,
+        batch: Reals,
+        q_tokens: Reals,
+        kv_tokens: Reals,
+        n_heads: Reals,
+        qk_dim: Reals,
+        v_dim: Reals,
+        dtype: str = "bf16",
+        backward: bool = False,
     ) -> Array:
         """Seconds of attention without a fused kernel: ``QKᵀ``, mask + softmax + dropout over the score matrix, ``PV``.
 
@@ -103,7 +142,7 @@ class Roofline:
         t, e, n, k = as_floats(tokens, n_experts_local, n, k)
         busy = np.maximum(np.minimum(e, t), 1)
         rows = busy * np.ceil(t / busy / 64) * 64
-        c = self.calibration.fit(*_formats("gemm", dtype)).coefficients
+        c = self._fit(format_keys("gemm", dtype))[1].coefficients
         weights = busy * n * k * weight_bytes(dtype) / (self.gpu.hbm_bytes_per_s * c["memory_frac"])
         price = soft_max(self.gemm_s(rows, n, k, dtype), weights + c["launch_s"], c["sharpness"])
         return np.where(t > 0, np.maximum(price, self.grouped_gemm_floor_s(t, e, n, k, dtype)), 0.0)
@@ -114,8 +153,43 @@ class Roofline:
         moved = gemm_bytes(t, n, k, dtype) + (np.minimum(e, t) - 1) * n * k * weight_bytes(dtype)
         return np.maximum(2 * t * n * k / self.gpu.peak_flops_per_s(dtype), moved / self.gpu.hbm_bytes_per_s)
 
+    def moe_layer_s(
+        self,
+        tokens: Reals,
+        *,
+        hidden: float,
+        inter: float,
+        topk: float,
+        n_experts: float,
+        tp: Reals = 1,
+        ep: Reals = 1,
+        routing: str = "balanced",
+        dtype: str = "bf16",
+        kernel: str = "",
+    ) -> Array:
+        """Seconds of the most loaded rank of a fused MoE layer as serving engines run it (no communication).
+
+        ``tokens`` enter over all ``ep`` ranks; ``inter`` is split ``tp`` ways; ``routing`` is a key of SKEWS; ``kernel`` names a measured
+        backend (default: the one with most measurements). One shape per call: its own correction applies if it was measured.
+        """
+        keys = [k for k in self.calibration.families if k.startswith(f"moe.{dtype}.") and k.count(".") == 2 and (not kernel or k.endswith(kernel))]
+        best = max(keys, key=lambda k: self.calibration.families[k].n_rows, default=f"moe.{dtype}.{kernel}")
+        key, fit = self._fit((best,))
+        shape = self._curve(f"{key}.h{hidden:g}i{inter:g}k{topk:g}e{n_experts:g}")
+        shared, c = self._curve(key), fit.coefficients
+
+        def price(tokens: Array, tp: Array, ep: Array) -> Array:
+            work = moe_work(tokens, hidden, inter, topk, n_experts, tp, ep, float(SKEWS[routing]))
+            log = 0.0 if shared is None else shared.log_factor(*moe_coordinates(work))
+            if shape is not None:
+                log = log + shape.log_factor(*moe_shape_coordinates(work, tp))
+            out = moe_trend_s(work, dtype, self.gpu, c) * np.exp(log)
+            return np.where(tokens > 0, np.maximum(out, moe_floor_s(work, dtype, self.gpu)), 0.0)
+
+        return in_chunks(price, *as_floats(tokens, tp, ep))
+
     def stream_s(self, n_bytes: Reals) -> Array:
-        """Seconds of an elementwise kernel (norm, activation, residual, optimizer) that moves ``n_bytes``: bytes over achieved bandwidth."""
+        """Seconds of an elementwise kernel (norm, activation, residual, optimizer): ``launch + bytes / achieved bandwidth``."""
         c = self.calibration.fit("stream").coefficients
         (moved,) = as_floats(n_bytes)
         return np.where(moved > 0, c["launch_s"] + moved / (self.gpu.hbm_bytes_per_s * c["memory_frac"]), 0.0)
@@ -138,17 +212,27 @@ class Roofline:
 
     def error_frac(self, family: str) -> float:
         """Expected relative error of a price of this family (``gemm.bf16``, ``attention.prefill.hd128``, ``stream`` …)."""
-        return self.calibration.fit(family, *_formats("gemm", family.rpartition(".")[2])).error_frac
+        return self._fit((family, *format_keys("gemm", family.rpartition(".")[2])))[1].error_frac
+
+    def interval_frac(self, family: str, price_s: Reals, octaves_beyond: Reals = 0) -> Array:
+        """Half width of the 80 % interval around a price, as a fraction: by size of the price, wider per octave outside the measured sizes."""
+        fit = self._fit((family, *format_keys("gemm", family.rpartition(".")[2])))[1]
+        price, beyond = as_floats(price_s, octaves_beyond)
+        if not fit.interval_edges:
+            return np.broadcast_to(fit.p90_error_frac + fit.beyond_frac * beyond, np.broadcast_shapes(price.shape, beyond.shape))
+        at = np.clip(np.searchsorted(fit.interval_edges, price, side="right") - 1, 0, len(fit.interval_edges) - 1)
+        out: Array = np.asarray(fit.interval_frac)[at] + fit.beyond_frac * np.maximum(beyond, 0)
+        return out
+
+    def _fit(self, keys: tuple[str, ...]) -> tuple[str, FamilyFit]:
+        fit = self.calibration.fit(*keys)
+        return next(k for k in keys if k in self.calibration.families), fit
+
+    def _curve(self, key: str) -> GridCurve | None:
+        """The correction of one family, unpacked on first use; None if it has none."""
+        if key not in self._curves:
+            fit = self.calibration.families.get(key)
+            self._curves[key] = GridCurve.of(fit.axes, self.calibration.correction(fit)) if fit and fit.axes else None
+        return self._curves[key]
 
 
-def _formats(family: str, dtype: str) -> tuple[str, ...]:
-    """Fits to try for a number format, nearest arithmetic first."""
-    kin = {"fp16": "bf16", "fp8": "fp8", "mxfp8": "fp8_block", "int8": "fp8", "nvfp4": "nvfp4", "mxfp4": "nvfp4", "fp4": "nvfp4"}
-    return tuple(f"{family}.{d}" for d in dict.fromkeys((dtype, kin.get(dtype, dtype), "fp8", "bf16")))
-
-
-def _head_dims(family: str, v_dim: Array) -> tuple[str, ...]:
-    """Fits to try for a head dimension: the nearest measured one first, then 128."""
-    dim = float(np.max(v_dim)) if np.size(v_dim) else 128.0
-    order = sorted(HEAD_DIMS, key=lambda d: abs(np.log2(max(dim, 1.0) / d)))
-    return tuple(f"{family}.hd{d}" for d in order)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +13,21 @@ from .errors import BadFile, UnknownName
 from .hardware import Accelerator
 from .load import build, names, read_toml
 
+Codes = NDArray[np.int8]
+
 MAX_TABLE_BYTES = 2**20
+MAX_CELLS = 2**23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyFit:
-    """The fit of one kernel family and number format: ``coefficients`` of its trend, rows fitted, residuals of rows left out.
+    """The fit of one kernel family and variant.
 
-    ``error_frac`` is the typical relative error (median, widened after a transfer); ``p90_error_frac`` its 90th percentile.
+    ``coefficients`` belong to its trend (a formula of ``costmodels``); the correction ``ln(time / trend)`` is a table over ``axes``
+    (node values, ascending) whose int8 codes start at cell ``first`` of the packed file, in units of ``step``; no axes: no correction.
+    ``error_frac`` is the median relative error on rows left out of the fit, ``p90_error_frac`` its 90th percentile; ``interval_frac[i]``
+    is the half width that holds 80 % of the rows left out whose time lay between ``interval_edges[i]`` and the next edge (seconds);
+    ``beyond_frac`` is the error added per octave outside the measured sizes. ``source`` says which rows were fitted.
     """
 
     coefficients: dict[str, float]
@@ -29,6 +35,17 @@ class FamilyFit:
     error_frac: float
     p90_error_frac: float
     source: str
+    axes: tuple[tuple[float, ...], ...] = ()
+    step: float = 0.0
+    first: int = 0
+    interval_edges: tuple[float, ...] = ()
+    interval_frac: tuple[float, ...] = ()
+    beyond_frac: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Nodes per axis of the correction table."""
+        return tuple(len(axis) for axis in self.axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +60,7 @@ class Calibration:
     families: dict[str, FamilyFit]
     transferred_from: str = ""
     sources: dict[str, str] = field(default_factory=dict)
-    tables: dict[str, NDArray[Any]] = field(default_factory=dict)
+    codes: Codes = field(default_factory=lambda: np.zeros(0, np.int8), repr=False, compare=False)
 
     def fit(self, *keys: str) -> FamilyFit:
         """The first family present among ``keys``; UnknownName if none is."""
@@ -51,6 +68,13 @@ class Calibration:
             if key in self.families:
                 return self.families[key]
         raise UnknownName(f"kernel family in the calibration of {self.name}", keys[0], self.families)
+
+    def correction(self, fit: FamilyFit) -> NDArray[np.float32]:
+        """The correction table of a fit as natural logs, shaped by its axes (an empty table if it has none)."""
+        if not fit.axes:
+            return np.zeros(0, np.float32)
+        size = int(np.prod(fit.shape))
+        return (self.codes[fit.first : fit.first + size].astype(np.float32) * np.float32(fit.step)).reshape(fit.shape)
 
 
 TRANSFER_ERROR_FACTOR = 3.0
@@ -61,21 +85,39 @@ def read_calibration(path: Path) -> Calibration:
     """A calibration from ``<gpu>.toml`` and the packed tables ``<gpu>.npz`` beside it; BadFile if either is malformed."""
     data = read_toml(path)
     data.setdefault("name", path.stem)
-    if "tables" in data:
-        raise BadFile(f"{path}: tables belong in the .npz file beside it")
-    return replace(build(Calibration, data, str(path)), tables=_read_tables(path.with_suffix(".npz")))
+    if "codes" in data:
+        raise BadFile(f"{path}: codes belong in the .npz file beside it")
+    calibration = build(Calibration, data, str(path))
+    codes = _read_codes(path.with_suffix(".npz"))
+    for key, fit in calibration.families.items():
+        _check_table(key, fit, len(codes), path)
+    return replace(calibration, codes=codes)
 
 
-def _read_tables(path: Path) -> dict[str, NDArray[Any]]:
+def _check_table(key: str, fit: FamilyFit, n_codes: int, path: Path) -> None:
+    where = f"{path}: families.{key}"
+    if any(not axis or list(axis) != sorted(set(axis)) or axis[0] <= 0 for axis in fit.axes):
+        raise BadFile(f"{where}: every axis must hold ascending positive nodes")
+    size = int(np.prod([float(n) for n in fit.shape])) if fit.axes else 0
+    if fit.first + size > n_codes:
+        raise BadFile(f"{where}: its table needs cells {fit.first:,} to {fit.first + size:,}, the packed file has {n_codes:,}")
+    if len(fit.interval_edges) != len(fit.interval_frac):
+        raise BadFile(f"{where}: {len(fit.interval_edges)} interval edges for {len(fit.interval_frac)} widths; give one width per edge")
+
+
+def _read_codes(path: Path) -> Codes:
     if not path.exists():
-        return {}
+        return np.zeros(0, np.int8)
     if path.stat().st_size > MAX_TABLE_BYTES:
         raise BadFile(f"{path}: {path.stat().st_size:,} bytes is over the limit of {MAX_TABLE_BYTES:,} for calibration tables")
     try:
         with np.load(path, allow_pickle=False) as packed:
-            return {key: packed[key] for key in packed.files}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            codes = packed["codes"]
+    except (OSError, ValueError, KeyError, EOFError, MemoryError) as error:
         raise BadFile(f"{path}: not a readable .npz of calibration tables: {error}") from None
+    if codes.dtype != np.int8 or codes.ndim != 1 or len(codes) > MAX_CELLS:
+        raise BadFile(f"{path}: holds {codes.dtype} of shape {codes.shape}; expected up to {MAX_CELLS:,} int8 codes in one row")
+    return np.asarray(codes)
 
 
 def load_calibration(accelerator: Accelerator) -> Calibration:
@@ -93,14 +135,20 @@ def _load(name: str, kin: str) -> Calibration:
         seen.add(kin)
         kin = str(read_toml(names("hardware")[kin]).get("kin", "")) if kin in names("hardware") else ""
     if kin not in known:
-        raise BadFile(f"{name} has no calibration and no measured kin; measured: {', '.join(known)}; set `kin` in scenarios/hardware/{name}.toml")
+        cure = f"set `kin` in scenarios/hardware/{name}.toml"
+        raise BadFile(f"{name} has no calibration and no measured kin; measured: {', '.join(known)}; {cure}")
     return transfer(read_calibration(known[kin]), name)
 
 
 def transfer(measured: Calibration, name: str) -> Calibration:
     """Lend a measured card's efficiencies to another card, with the stated errors widened by TRANSFER_ERROR_FACTOR."""
     wider = {
-        key: replace(f, error_frac=f.error_frac * TRANSFER_ERROR_FACTOR, p90_error_frac=f.p90_error_frac * TRANSFER_ERROR_FACTOR)
+        key: replace(
+            f,
+            error_frac=f.error_frac * TRANSFER_ERROR_FACTOR,
+            p90_error_frac=f.p90_error_frac * TRANSFER_ERROR_FACTOR,
+            interval_frac=tuple(w * TRANSFER_ERROR_FACTOR for w in f.interval_frac),
+        )
         for key, f in measured.families.items()
     }
     return replace(measured, name=name, families=wider, transferred_from=measured.name)
