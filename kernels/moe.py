@@ -195,6 +195,7 @@ def _no_flops(shape: Shape, dtype: str) -> float:
 
 
 def configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
+    """Launch configurations to try: tiles grow with the rows that an expert gets (float32 runs under the interpreter: one small tile)."""
     if dtype == "float32":
         return ({"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},)
     per_expert = int(shape["num_tokens"]) * int(shape["topk"]) / int(shape["num_experts"])
