@@ -13,6 +13,7 @@ from ..costmodels.op import price
 from ..costmodels.overlap import exposed
 from ..costmodels.shard import shard
 from ..costmodels.transformer import backward
+from ..scenarios.errors import BadInput
 from ..scenarios.plan import ParallelPlan
 from ..scenarios.reference import Case, Layout
 from .case_setting import best_tokens_per_s, longest_fit, longest_of, memory, model_of, scalar, scalar_int, step, system_of
@@ -190,5 +191,5 @@ def _context_s(layout: Layout, plan: ParallelPlan, both: bool) -> float:
 
 def _baseline(case: Case) -> Layout:
     if case.baseline is None:
-        raise ValueError(f"case {case.name}: predictor {case.predictor} needs a [baseline]")
+        raise BadInput(f"case {case.name}: predictor {case.predictor} needs a [baseline]")
     return case.baseline

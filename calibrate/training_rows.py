@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import typing
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def read_runs(path: Path) -> list[TrainingRun]:
     text = read_text(path, MAX_FILE_BYTES)
     if "\0" in text:
         raise BadFile(f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL byte; it is not a text table")
-    reader = csv.reader(text.splitlines(), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip().lstrip("\ufeff") for name in next(reader, [])]
         _check_header(path, header)

@@ -1,0 +1,114 @@
+"""The command: tables, JSON, exit codes 0, 1 and 2, whole files or none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from roofplan.calibrate import validate_cli
+from roofplan.calibrate.validate_cli import validate, write_whole
+from roofplan.scenarios.errors import BadInput
+
+SMALL = Path(__file__).parent / "data" / "training" / "small.csv"
+
+
+def run(*args: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(validate, list(args), catch_exceptions=False)
+
+
+def test_cases_as_a_table() -> None:
+    done = run("bigmac")
+    assert done.exit_code == 0
+    assert "6 pass, 0 miss" in done.stdout
+    assert "bigmac-volume-narrow" in done.stdout
+
+
+def test_cases_as_json_and_nothing_else() -> None:
+    done = run("bigmac", "--json", "-")
+    result = json.loads(done.stdout)
+    assert result["rows"][0]["case"].startswith("bigmac")
+    assert result["summary"]["pass"] == 6
+
+
+def test_json_file_beside_the_table(tmp_path: Path) -> None:
+    out = tmp_path / "v.json"
+    done = run("bigmac-volume", "--json", str(out))
+    assert done.exit_code == 0
+    assert "bigmac-volume" in done.stdout
+    assert json.loads(out.read_text(encoding="utf-8"))["summary"]["n"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["v.json"]
+
+
+def test_a_miss_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missed(cases: object) -> dict[str, object]:
+        row = {
+            "case": "x",
+            "system": "s",
+            "metric": "m",
+            "published": 1.0,
+            "predicted": 2.0,
+            "error_frac": 1.0,
+            "tolerance_frac": 0.1,
+            "status": "miss",
+        }
+        return {"rows": [row], "summary": {"n": 1, "pass": 0, "miss": 1, "claimed": 0}}
+
+    monkeypatch.setattr(validate_cli, "run_cases", missed)
+    out = tmp_path / "v.json"
+    done = run("bigmac", "--json", str(out))
+    assert done.exit_code == 1
+    assert "validate: 1 of 1 cases outside their bar: x" in done.stderr
+    assert out.exists()  # the result is written, then judged
+
+
+def test_training(tmp_path: Path) -> None:
+    out = tmp_path / "t.json"
+    done = run("--training", str(SMALL), "--json", str(out))
+    assert done.exit_code == 0
+    assert "step time by source" in done.stdout
+    assert set(json.loads(out.read_text(encoding="utf-8"))) == {"rows", "skipped", "summary"}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("nobody",), "unknown case 'nobody'"),
+        (("--training", "missing.csv"), "'missing.csv': cannot be read"),
+        (("bigmac", "--training", str(SMALL)), "CASE 'bigmac' and --training exclude each other"),
+        (("--serving", "x.csv"), "--serving: serving validation is not available in this version"),
+        (("--serving-log", "dir"), "--serving-log: serving validation is not available in this version"),
+        (("bigmac", "--json", "no/such/folder/v.json"), "cannot be written"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_sentence(args: tuple[str, ...], said: str) -> None:
+    done = run(*args)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.output
+
+
+def test_a_broken_table_names_the_line(tmp_path: Path) -> None:
+    lines = SMALL.read_text(encoding="utf-8").splitlines()
+    broken = tmp_path / "broken.csv"
+    broken.write_text("\n".join([*lines[:5], lines[5][:40]]) + "\n", encoding="utf-8")
+    done = run("--training", str(broken), "--json", str(tmp_path / "out.json"))
+    assert done.exit_code == 2
+    assert "line 6: " in done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+
+    def refuse(*_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(validate_cli.os, "replace", refuse)
+    with pytest.raises(BadInput):
+        write_whole(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
