@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..scenarios.plan import ParallelPlan
+from .op import Floats
 from .shard import Shard
 
 T = TypeVar("T", ParallelPlan, Shard)
@@ -17,18 +18,23 @@ PLAN_SIZES = ("tp", "cp", "cp_inner", "ep", "expert_tp", "sequence_parallel")
 """All numeric fields of a plan that the ops of a layer read; the rest of what they read is in the shard."""
 STAGE_SIZES = ("layers", "layers_first", "layers_last")
 """Fields of a shard that say how many layers there are, not what one is."""
+PLAN_WORDS = ("cp_kind", "schedule", "precision", "attention", "lora_rank")
+"""All other fields of a plan that the price of a layer without recomputation depends on."""
 WORTH_IT = 512
+"""Shortest batch in which finding the distinct rows costs less than it saves."""
+
+Memo = dict[tuple[object, ...], dict[str, Floats]]
+"""Layers priced before, by ``key``; valid for one model on one system."""
 
 
-def distinct(plan: ParallelPlan, cut: Shard) -> tuple[ParallelPlan, Shard, NDArray[np.int64] | None]:
+def distinct(plan: ParallelPlan, cut: Shard, at_least: int | None = None) -> tuple[ParallelPlan, Shard, NDArray[np.int64] | None]:
     """(plan, cut, back): one row per distinct layer, and the row of each candidate: ``price(plan, cut)[back]``.
 
-    ``back`` is None where the batch is too short to gain, and plan and cut are then the given ones.
+    ``back`` is None where the batch has fewer than ``at_least`` rows, and plan and cut are then the given ones.
     """
-    layer_sizes = [f.name for f in fields(cut) if f.name not in STAGE_SIZES]
-    columns = [np.asarray(getattr(plan, n), float) for n in PLAN_SIZES] + [np.asarray(getattr(cut, n), float) for n in layer_sizes]
+    columns = _columns(plan, cut)
     n = max((c.size for c in columns if c.ndim == 1), default=0)
-    if n < WORTH_IT or any(c.ndim > 1 for c in columns):
+    if n < (WORTH_IT if at_least is None else at_least) or any(c.ndim > 1 for c in columns):
         return plan, cut, None
     varying = [c for c in columns if c.ndim == 1 and c.size == n]
     order = np.lexsort(varying)
@@ -39,6 +45,16 @@ def distinct(plan: ParallelPlan, cut: Shard) -> tuple[ParallelPlan, Shard, NDArr
     back[order] = np.cumsum(change)
     first = order[np.flatnonzero(np.concatenate(([True], change[1:])))]
     return _rows(plan, first), _rows(cut, first), back
+
+
+def key(plan: ParallelPlan, cut: Shard) -> tuple[object, ...]:
+    """What the price of these layers depends on, as a dictionary key."""
+    return (*(getattr(plan, word) for word in PLAN_WORDS), *((c.shape, c.tobytes()) for c in _columns(plan, cut)))
+
+
+def _columns(plan: ParallelPlan, cut: Shard) -> list[NDArray[np.float64]]:
+    sizes = [np.asarray(getattr(cut, f.name), float) for f in fields(cut) if f.name not in STAGE_SIZES]
+    return [np.asarray(getattr(plan, name), float) for name in PLAN_SIZES] + sizes
 
 
 def _rows(item: T, rows: NDArray[np.int64]) -> T:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..scenarios.model import ModelSpec
 from ..scenarios.plan import ParallelPlan
-from .distinct import distinct
+from .distinct import Memo, distinct, key
 from .op import Attention, Collective, Floats, Op, Stream, flops, price_all
 from .overlap import exposed
 from .shard import Shard
@@ -50,13 +50,20 @@ def layer_mix(model: ModelSpec) -> list[tuple[float, bool, int]]:
     return [kind for kind in kinds if kind[0] > 0]
 
 
-def layer_time(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System) -> LayerTime:
-    """The average layer: every kind priced and weighted by its share of the model's layers."""
-    few, piece, back = distinct(plan, cut)
-    total: dict[str, Floats] = {}
-    for share, moe, window in layer_mix(model):
-        kind = _one_kind(model, few, piece, system, moe, window)
-        total = {name: total.get(name, 0.0) + share * value for name, value in kind.items()}
+def layer_time(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, memo: Memo | None = None) -> LayerTime:
+    """The average layer: every kind priced and weighted by its share of the model's layers.
+
+    ``memo`` keeps layers for later calls with the same model and system: recompute policies and schedules share them.
+    """
+    few, piece, back = distinct(plan, cut, None if memo is None else 2)
+    known = None if memo is None else memo.get(here := key(few, piece))
+    total: dict[str, Floats] = known or {}
+    if not known:
+        for share, moe, window in layer_mix(model):
+            kind = _one_kind(model, few, piece, system, moe, window)
+            total = {name: total.get(name, 0.0) + share * value for name, value in kind.items()}
+        if memo is not None:
+            memo[here] = total
     if back is not None:
         total = {name: np.broadcast_to(value, int(back.max()) + 1)[back] for name, value in total.items()}
     return LayerTime(**_recompute(plan, cut, total))

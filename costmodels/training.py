@@ -12,6 +12,7 @@ from ..scenarios.workload import TrainWorkload
 from .activations import layer_saved
 from .context import half
 from .data_parallel import accumulate_time, data_parallel_time, optimizer_time
+from .distinct import Memo
 from .flops import train_flops
 from .layer_time import LayerTime, layer_time
 from .op import Floats, Gemm, Stream, price
@@ -55,14 +56,14 @@ class StepCost:
     extrapolated: bool
 
 
-def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system: System) -> StepCost:
+def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system: System, memo: Memo | None = None) -> StepCost:
     """Price one optimizer step of this plan; every numeric field of the plan and workload may be an array of candidates.
 
     ``step = pipeline(micro-batches) + exposed data-parallel messages + optimizer + overhead``. Raises BadInput when the card lacks the
-    plan's arithmetic; legality of the layout is the planner's business.
+    plan's arithmetic; legality of the layout is the planner's business. ``memo`` shares layers between calls: see ``layer_time``.
     """
     cut = shard(model, plan, work)
-    layer = layer_time(model, plan, cut, system)
+    layer = layer_time(model, plan, cut, system, memo)
     params = stage_params(model, plan, cut, "first")
     stage = _stage_time(model, plan, cut, system, layer, accumulate_time(plan, system, params))
     m, pp = np.asarray(plan.grad_accum, float), np.asarray(plan.pp, float)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from ..costmodels.distinct import Memo
 from ..costmodels.memory import MemoryBreakdown, stage_memory, train_memory
 from ..costmodels.system import System, make_system
 from ..costmodels.training import StepCost, train_step
@@ -51,13 +52,17 @@ class Problem:
     def _systems(self) -> dict[str, System]:
         return {e.name: replace(self.system, framework=registry.framework(e.priced_as)) for e in self.engines}
 
+    @cached_property
+    def _memos(self) -> dict[str, Memo]:
+        return {e.name: {} for e in self.engines}
+
     def system_of(self, plan: ParallelPlan) -> System:
         """The system under the framework this plan is for."""
         return self._systems[plan.framework]
 
     def step(self, plan: ParallelPlan, work: TrainWorkload) -> StepCost:
         """Price a (batched) plan's step."""
-        return train_step(self.model, plan, work, self.system_of(plan))
+        return train_step(self.model, plan, work, self.system_of(plan), self._memos[plan.framework])
 
     def memory(self, plan: ParallelPlan, work: TrainWorkload) -> MemoryBreakdown:
         """Price a (batched) plan's memory."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import product
 
 import numpy as np
 import pytest
 from roofplan.costmodels import distinct as module
 from roofplan.costmodels import op
+from roofplan.costmodels.training import train_step
 from roofplan.planner.prune import rows_of
 from roofplan.planner.scenario_io import resolve
 from roofplan.planner.space import Batch, Rejections, candidates
@@ -26,11 +28,12 @@ def test_sharing_prices_changes_none(model: str, gpu: str, n_gpus: int, seq: int
     problem, found = batches(model, gpu, n_gpus, seq)
     assert found
     shared = [problem.step(b.plan, b.work) for b in found]  # type: ignore[attr-defined]
+    once = [train_step(problem.model, b.plan, b.work, problem.system_of(b.plan)) for b in found]  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "WORTH_IT", 10**12)
     monkeypatch.setattr(op, "STACK_MAX", 0)
-    for batch, cost in zip(found, shared, strict=True):
-        alone = problem.step(batch.plan, batch.work)  # type: ignore[attr-defined]
-        for f in fields(alone):
+    for batch, *costs in zip(found, shared, once, strict=True):
+        alone = train_step(problem.model, batch.plan, batch.work, problem.system_of(batch.plan))  # type: ignore[attr-defined]
+        for f, cost in product(fields(alone), costs):
             np.testing.assert_allclose(getattr(cost, f.name), getattr(alone, f.name), rtol=1e-9, atol=1e-12, err_msg=f.name)
 
 
