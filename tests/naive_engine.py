@@ -38,6 +38,10 @@ class NaiveEngine:
         self.running: list[Seq] = []
         self.now = self.n_steps = self.n_preempted = 0
         self.open = True
+        self.hashes: dict[int, list[int]] = {}
+        self.each = self.id_tokens = 1
+        self.users: dict[int, int] = {}
+        self.idle: list[int] = []
         for s in seqs:
             s.known = s.prompt
 
@@ -45,7 +49,34 @@ class NaiveEngine:
         return -(-tokens // self.block)
 
     def used(self) -> int:
-        return sum(s.blocks for s in self.running)
+        return sum(s.blocks for s in self.running) + len(self.users) * self.each
+
+    def full(self, s: Seq) -> list[int]:
+        return self.hashes.get(s.id, [])[: s.prompt // self.id_tokens]
+
+    def shrink(self) -> None:
+        while self.idle and self.used() + len(self.idle) * self.each > self.total:
+            self.idle.pop(0)
+
+    def leave(self, s: Seq) -> None:
+        self.shrink()
+        self.running.remove(s)
+        s.blocks = 0
+        for h in reversed(self.full(s)):
+            self.users[h] -= 1
+            if not self.users[h]:
+                del self.users[h]
+                self.idle.append(h)
+
+    def cached(self, s: Seq) -> tuple[int, int]:
+        """Blocks of the prompt found, and how many of those are in use."""
+        found = shared = 0
+        for h in self.full(s):
+            if h not in self.users and h not in self.idle:
+                break
+            found += 1
+            shared += h in self.users
+        return found, shared
 
     def enqueue(self, s: Seq, front: bool = False) -> None:
         self.waiting.insert(0 if front else len(self.waiting), s)
@@ -66,12 +97,12 @@ class NaiveEngine:
         p = self.policy
         decoding = [s for s in self.running if s.decoding and not s.padding]
         extra, starved = 0, False
-        growth = {s.id: 0 if p.reserve_output else self.need(s.computed + 1) - s.blocks for s in decoding}
+        growth = {s.id: 0 if p.reserve_output else self.need(s.computed + 1) - self.need(s.computed) for s in decoding}
         while sum(growth[s.id] for s in decoding) > self.total - self.used():
             starved = True
             order = self.running if not p.by_priority else sorted(self.running, key=lambda s: (s.priority, s.id))
             victim = order[-1]
-            self.running.remove(victim)
+            self.leave(victim)
             if victim in decoding:
                 decoding.remove(victim)
                 if self.swap:
@@ -83,7 +114,6 @@ class NaiveEngine:
                 victim.computed = 0
                 victim.swap_ps = 0
             victim.decoding = False
-            victim.blocks = 0
             self.n_preempted += 1
             self.enqueue(victim, front=True)
         reserved = sum(growth[s.id] for s in decoding)
@@ -100,19 +130,28 @@ class NaiveEngine:
         if not starved and not stuck and self.open:
             while self.waiting and left > 0 and len(self.running) < self.max_seqs:
                 s = self.waiting[0]
-                hold = self.need(s.prompt + s.output - 1 if p.reserve_output else s.known)
+                total = self.need(s.prompt + s.output - 1 if p.reserve_output else s.known)
+                found, shared = self.cached(s)
+                hold = total - shared * self.each
                 if hold > self.total - self.used() - reserved:
                     break
-                c = s.known - s.computed
+                begin = max(s.computed, min(found * self.id_tokens, s.known - 1))
+                c = s.known - begin
                 if c > left and not p.chunked and chunks:
                     break
                 if p.chunked:
                     c = min(c, left)
                 self.waiting.pop(0)
-                s.blocks = hold
+                for h in self.full(s):
+                    self.users[h] = self.users.get(h, 0) + 1
+                    if h in self.idle:
+                        self.idle.remove(h)
+                s.blocks = total - len(self.full(s)) * self.each
+                s.computed = begin
                 extra += s.swap_ps
                 s.swap_ps = 0
                 self.running.append(s)
+                self.shrink()
                 chunks.append((s, c))
                 left -= c
                 if c < s.known - s.computed:
@@ -122,6 +161,7 @@ class NaiveEngine:
         if decode_now or p.mixed:
             for s in decode_now:
                 s.blocks += growth[s.id]
+        self.shrink()
         kv_sum = sum(s.computed + 1 for s in decode_now)
         rows = len(decode_now) + (sum(s.padding for s in self.running) if not chunks else 0)
         tokens = rows + sum(c for _, c in chunks)
@@ -137,7 +177,8 @@ class NaiveEngine:
         for s, c in chunks:
             self.advance(s, c)
         if not any(s.decoding and not s.padding for s in self.running) and any(s.padding for s in self.running):
-            self.running = [s for s in self.running if not s.padding]
+            for s in [s for s in self.running if s.padding]:
+                self.leave(s)
         if not any(s.decoding for s in self.running) and decode_now:
             self.open = True
 
@@ -153,4 +194,4 @@ class NaiveEngine:
             if self.policy.padded and s.output > 1:
                 s.padding = True
             else:
-                self.running.remove(s)
+                self.leave(s)

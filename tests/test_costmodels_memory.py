@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from roofplan.costmodels.activations import attention_working, ffn_working, layer_saved
 from roofplan.costmodels.memory import PARTS, MemoryBreakdown, train_memory
 from roofplan.costmodels.shard import shard

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from roofplan.costmodels.op import Attention, Gemm, GroupedGemm, Stream, attended_pairs, flops, price
 from roofplan.costmodels.system import make_system
 from roofplan.scenarios import registry

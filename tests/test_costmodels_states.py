@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from roofplan.costmodels.params import count_params
 from roofplan.costmodels.shard import shard
 from roofplan.costmodels.states import data_ranks, stage_params, state_bytes

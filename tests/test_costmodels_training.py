@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from roofplan.costmodels.layer_time import layer_mix, layer_time
 from roofplan.costmodels.layers import layer_options
 from roofplan.costmodels.overlap import SLOWDOWN, exposed
@@ -21,7 +20,7 @@ from roofplan.scenarios.plan import ParallelPlan
 from roofplan.scenarios.workload import TrainWorkload
 
 SECONDS = (
-    "compute_s bubble_s exposed_tp_s exposed_cp_s exposed_ep_s exposed_dp_s exposed_pp_s exposed_offload_s optimizer_s overhead_s".split()
+    ["compute_s", "bubble_s", "exposed_tp_s", "exposed_cp_s", "exposed_ep_s", "exposed_dp_s", "exposed_pp_s", "exposed_offload_s", "optimizer_s", "overhead_s"]
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from roofplan.costmodels.flops import attention_flops, linear_flops_per_token, train_flops
 from roofplan.costmodels.layer_time import layer_mix
 from roofplan.costmodels.op import Collective, Floats, Gemm, Op, flops

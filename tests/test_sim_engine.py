@@ -11,6 +11,7 @@ from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
 from roofplan.sim.engine import Limits, Replica, _steps_before
+from roofplan.sim.kvstore import PrefixCache
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.requests import Requests
 
@@ -60,6 +61,41 @@ def test_fast_engine_equals_naive_engine(rows, name, seats, extra, block, spare,
     assert fast.gaps.n_tokens == len(gaps)
     assert abs(fast.gaps.total_ps - sum(gaps)) <= len(gaps) * 2000  # a stretch's gaps are kept at their mean, in whole ps
     assert (fast.free, fast.n, fast.kv, fast.held, fast.n_outstanding) == (fast.blocks, 0, 0, 0, 0)
+
+
+def test_static_batching_refuses_a_prefix_cache():
+    limits = Limits(budget=8, max_seqs=8, blocks=6, block_tokens=16)
+    with pytest.raises(BadInput, match="policy=static keeps finished rows"):
+        Replica(Requests(workload([(0, 1, 1, 0)])), toy_times(), POLICIES["static"], limits, PrefixCache([], [0, 0], [1], 16, 16))
+
+
+CHAINS = [[0, 1, 2, 3], [0, 1, 5, 6], [0, 7], [8, 9, 10]]
+"""Prefix-block hashes: prompts of one chain share its leading blocks with the others that begin alike."""
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(rows=REQUESTS, chains=st.lists(st.sampled_from(CHAINS), min_size=25, max_size=25),
+       name=st.sampled_from(sorted(set(POLICIES) - {"static"})), seats=st.integers(1, 9), extra=st.integers(0, 60), each=st.sampled_from([1, 2, 4]), spare=st.integers(0, 40), swap=st.booleans())  # fmt: skip
+def test_fast_prefix_cache_equals_naive_prefix_cache(rows, chains, name, seats, extra, each, spare, swap):
+    block, id_tokens = 8, 8 * each
+    work, times, policy = workload(rows), toy_times(), POLICIES[name]
+    largest = max(-(-(p + o - 1) // block) for _, p, o, _ in rows)
+    limits = Limits(budget=seats + extra, max_seqs=seats, blocks=largest + spare, block_tokens=block, swap=swap)
+    ids = [h for chain in chains for h in chain]
+    starts = np.cumsum([0] + [len(chain) for chain in chains]).tolist()
+    requests = Requests(work)
+    store = PrefixCache(ids, starts, requests.prompt, id_tokens, block)
+    fast = Replica(requests, times, policy, limits, store)
+    for q in range(len(work)):
+        assert fast.submit(q)
+    fast.run()
+    seqs = [Seq(q, p, o, requests.ready[q], pr) for q, (_, p, o, pr) in enumerate(rows)]
+    slow = NaiveEngine(seqs, times, policy, limits)
+    slow.hashes, slow.each, slow.id_tokens = dict(enumerate(chains)), each, id_tokens
+    slow.run()
+    assert requests.first == [s.times[0] for s in seqs]
+    assert requests.finish == [s.times[-1] for s in seqs]
+    assert (fast.n_steps, fast.n_preempted, fast.free) == (slow.n_steps, slow.n_preempted, fast.blocks)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

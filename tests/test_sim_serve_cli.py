@@ -64,6 +64,19 @@ def test_bad_input_is_one_sentence_and_exit_2(args, message):
     assert "Traceback" not in result.output
 
 
+def test_prefix_cache_shortens_a_repeated_prompt(tmp_path):
+    record = '{{"timestamp": {}, "input_length": 4096, "output_length": 4, "hash_ids": [0, 1, 2, 3, 4, 5, 6, 7]}}\n'
+    trace = tmp_path / "moon.jsonl"
+    trace.write_text("".join(record.format(20_000 * i) for i in range(3)))
+    args = ["--model", "llama3-8b", "--gpu", "a100-80gb-sxm", "--trace", str(trace), "--json", "-"]
+    cold, warm = json.loads(call(*args).stdout), json.loads(call(*args, "--prefix-cache").stdout)
+    assert warm["cache_hit_frac"] == pytest.approx(2 * 4095 / (3 * 4096))
+    assert warm["ttft_s"]["p50"] < 0.2 * cold["ttft_s"]["p50"]
+    refused = call(*args, "--prefix-cache", "--block", "100")
+    assert "block=100 does not divide the trace's hash blocks of 512" in refused.output
+    assert "names no prompt blocks" in call(*BASE, "--prefix-cache").output
+
+
 def test_report_file_appears_whole(tmp_path):
     target = tmp_path / "out.json"
     assert call(*BASE, "--json", str(target)).exit_code == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from roofplan.planner.emit import deepspeed as emit_deepspeed
-from roofplan.planner.emit import script
+from roofplan.planner.emit import fsdp, script
 from roofplan.planner.emit.target import Job, make_job
 from roofplan.scenarios.plan import ParallelPlan
 from roofplan.scenarios.registry import accelerator, cluster, model
@@ -29,4 +29,11 @@ def write_deepspeed(folder: Path, job: Job, **overlay: Any) -> Path:
     if overlay:
         config = json.loads((folder / "ds_config.json").read_text()) | overlay
         (folder / "ds_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_fsdp(folder: Path, job: Job) -> Path:
+    """The files train_fsdp2.py needs, in ``folder``."""
+    for name, text in fsdp.emit(job).items():
+        (folder / name).write_text(text)
     return folder
