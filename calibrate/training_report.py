@@ -10,11 +10,14 @@ from rich.table import Table
 from .training_price import Priced, Skipped, price_runs
 from .training_published import failed_unclear
 from .training_rows import read_runs
-from .training_score import summarise
+from .training_score import summarise, was_fitted
 
 
 def validate_training(path: Path) -> dict[str, Any]:
-    """Price every run of a CSV table and score the prices: ``{"rows", "skipped", "summary"}``; BadFile if the table is broken."""
+    """Price every run of a CSV table and score the prices: ``{"rows", "skipped", "summary"}``; BadFile if the table is broken.
+
+    Rows on which a constant of their framework was fitted are marked ``fitted`` and left out of the summary's errors.
+    """
     priced, skipped = price_runs(read_runs(path))
     rows = {item.setting.run.id: _rows(item) for item in priced}
     nothing = [Skipped(id=item.setting.run.id, why=_no_number(item)) for item in priced if not rows[item.setting.run.id]]
@@ -46,7 +49,15 @@ def _no_number(item: Priced) -> str:
 def _row(item: Priced, metric: str, published: float, predicted: float) -> dict[str, Any]:
     error = predicted / published - 1 if published else predicted - published
     run = item.setting.run
-    return {"id": run.id, "source": run.source, "metric": metric, "published": published, "predicted": predicted, "error_frac": error}
+    return {
+        "id": run.id,
+        "source": run.source,
+        "metric": metric,
+        "published": published,
+        "predicted": predicted,
+        "error_frac": error,
+        "fitted": was_fitted(item),
+    }
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..scenarios import registry
+from .framework_fit import is_fitted
 from .training_price import Priced
 from .training_published import failed_unclear
 
@@ -116,13 +118,29 @@ def regret(grid: Sequence[Point]) -> float:
     return picked.published / min(p.published for p in grid) - 1
 
 
+def was_fitted(row: Priced) -> bool:
+    """Whether a constant of the run's framework was fitted on it: its id is in the fitted fifth, and the framework names its source."""
+    run = row.setting.run
+    texts = registry.framework(row.setting.rule.framework).sources.values()
+    return is_fitted(run.id) and any("fitted" in text and run.source.lower() in text.lower() for text in texts)
+
+
 def time_summary(rows: Sequence[Priced]) -> dict[str, Any]:
-    """Scores of one source's step times; ``spearman`` is the mean over grids of three or more, weighted by their size."""
-    found = points(rows, lambda r: r.setting.published_step_s, lambda r: r.step_s)
+    """Scores of one source's step times: errors over the runs no constant was fitted on; order and regret inside whole grids.
+
+    ``spearman`` is the mean over grids of three or more, weighted by their size. A grid is what a planner would have chosen from, so it
+    keeps the fitted runs: a handful of constants shared by a thousand runs cannot know which of them is best.
+    """
+
+    def collapsed(chosen: Iterable[Priced]) -> list[Point]:
+        return points(chosen, lambda r: r.setting.published_step_s, lambda r: r.step_s)
+
+    found = collapsed(r for r in rows if not was_fitted(r))
     if not found:
         return {}
     summary: dict[str, Any] = errors([p.published for p in found], [p.predicted for p in found])
-    by_grid = grids(found)
+    summary["n_fitted"] = sum(was_fitted(r) for r in rows if r.setting.published_step_s)
+    by_grid = grids(collapsed(rows))
     rho = [(len(g), spearman([p.published for p in g], [p.predicted for p in g])) for g in by_grid.values() if len(g) >= 3]
     rho = [(n, r) for n, r in rho if np.isfinite(r)]
     summary["spearman"] = float(np.average([r for _, r in rho], weights=[n for n, _ in rho])) if rho else None
@@ -151,7 +169,9 @@ def _regret_row(grid: tuple[Any, ...], found: Sequence[Point], value: float) -> 
 def memory_summary(rows: Sequence[Priced]) -> dict[str, Any]:
     """Peak-memory errors of one source, and how its labels compare: of the runs that ran out of memory, how many we call fitting."""
     ran_out = [r for r in rows if r.ran is False]
-    found = points([r for r in rows if r.ran is not False], lambda r: r.setting.published_peak_bytes, lambda r: r.peak_bytes)
+    found = points(
+        [r for r in rows if r.ran is not False and not was_fitted(r)], lambda r: r.setting.published_peak_bytes, lambda r: r.peak_bytes
+    )
     summary: dict[str, Any] = errors([p.published for p in found], [p.predicted for p in found]) if found else {}
     ran = [r for r in rows if r.ran]
     summary["ran"], summary["ran_called_not_fitting"] = len(ran), sum(not r.fits for r in ran)

@@ -23,7 +23,7 @@ def small() -> dict[str, object]:
 def test_the_contract(small: dict[str, list[dict[str, object]]]) -> None:
     assert set(small) == {"rows", "skipped", "summary"}
     for row in small["rows"]:
-        assert set(row) == {"id", "source", "metric", "published", "predicted", "error_frac"}
+        assert set(row) == {"id", "source", "metric", "published", "predicted", "error_frac", "fitted"}
         assert row["metric"] in ("step_time_s", "peak_mem_gb", "fits")
     for item in small["skipped"]:
         assert set(item) == {"id", "why"}

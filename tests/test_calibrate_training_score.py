@@ -9,10 +9,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from roofplan.calibrate import training_score
+from roofplan.calibrate.framework_fit import is_fitted
 from roofplan.calibrate.training_plan import setting_of
 from roofplan.calibrate.training_price import Priced
 from roofplan.calibrate.training_rows import read_runs
-from roofplan.calibrate.training_score import Point, errors, memory_summary, points, ranks, regret, spearman, summarise, time_summary
+from roofplan.calibrate.training_score import (
+    Point,
+    errors,
+    memory_summary,
+    points,
+    ranks,
+    regret,
+    spearman,
+    summarise,
+    time_summary,
+    was_fitted,
+)
+from roofplan.scenarios.framework import Framework
 
 RUNS = {run.id: run for run in read_runs(Path(__file__).parent / "data" / "training" / "small.csv")}
 SECONDS = st.lists(st.floats(0.1, 100), min_size=3, max_size=12)
@@ -92,6 +106,22 @@ def test_a_grid_is_one_model_card_count_and_batch() -> None:
     assert "mb2" in group["best"]
     assert "mb1" in group["picked"]
     assert summary["spearman"] is None  # no grid of three
+
+
+def test_fitted_runs_are_marked_and_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def framework(name: str) -> Framework:
+        return Framework(name=name, sources={"host_layer": "fitted on one run in five of HF-ultrascale-nanotron"})
+
+    monkeypatch.setattr(training_score.registry, "framework", framework)
+    rows = [priced(f"run{i}", 1.0, step_time_s=1.0 + i, micro_batch=i + 1, notes="") for i in range(20)]
+    fitted = [r for r in rows if is_fitted(r.setting.run.id)]
+    assert 0 < len(fitted) < 10
+    assert [was_fitted(r) for r in rows] == [r in fitted for r in rows]
+    summary = time_summary(rows)
+    assert (summary["n"], summary["n_fitted"]) == (20 - len(fitted), len(fitted))
+    assert sum(g["n"] for g in summary["regret_groups"]) == 20  # the grid stays whole
+    other = dataclasses.replace(fitted[0].setting, run=dataclasses.replace(fitted[0].setting.run, source="Korthikanti2022-Table5"))
+    assert not was_fitted(dataclasses.replace(fitted[0], setting=other))
 
 
 def test_memory_labels_are_counted() -> None:
