@@ -57,9 +57,9 @@ def covered_experts(model: ModelSpec, tokens: Array) -> Array:
 
 
 def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Array) -> Array:
-    """Every layer of a step but for attention over the cache; ``tokens`` counts all dp ranks.
+    """Every layer of a step but for attention over the cache.
 
-    Pipeline stages work on ``1/pp`` of the tokens at a time, so a step takes ``pp`` stage times of that smaller batch, and ``pp`` hand-overs.
+    Pipeline stages work on ``1/pp`` of the tokens at a time, so a step takes ``pp`` such stages and ``pp`` hand-overs.
     """
     t = np.ceil(tokens / (plan.dp * plan.pp))
     per_layer = attention_linear_s(model, plan, system, t) + norms_s(model, plan, system, t)

@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 from ..costmodels.step_times import StepTimes
 from ..scenarios.errors import BadInput
 from .gaps import FOLD, GapHistogram
+from .kvstore import PrefixCache
 from .policies import Policy, PriorityQueue, Waiting
 from .requests import Requests
 
@@ -48,7 +49,10 @@ class Limits:
 class Replica:
     """One engine. ``submit`` requests in order of ``ready``, then ``run(until)``; results land in the shared ``Requests``."""
 
-    def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits) -> None:
+    def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits, store: PrefixCache | None = None) -> None:
+        if store is not None and policy.padded:
+            raise BadInput(f"policy={policy.name} keeps finished rows in the batch and shares no prefixes; turn the prefix cache off")
+        self.store = store
         self.r, self.times, self.policy, self.swap = requests, times, policy, limits.swap
         self.budget, self.max_seqs, self.blocks, self.block = limits.budget, limits.max_seqs, limits.blocks, limits.block_tokens
         self.pending: list[int] = []
@@ -81,7 +85,7 @@ class Replica:
 
     def run(self, until: int = NEVER) -> None:
         """Play every step that starts before ``until`` (ps); requests ready by then must have been submitted."""
-        r, times, policy, waiting = self.r, self.times, self.policy, self.waiting
+        r, times, policy, waiting, store = self.r, self.times, self.policy, self.waiting, self.store
         prompt, output, cached, ready, first, finish, end = r.prompt, r.output, r.cached, r.ready, r.first, r.finish, r.end
         linear, decode, slope, chunk_ps, chunk_slope = times.linear, times.decode, times.decode_slope, times.prefill, times.prefill_slope
         chunked, mixed, refill, padded = policy.chunked, policy.mixed, policy.refill, policy.padded
@@ -137,9 +141,13 @@ class Replica:
                     q = waiting[0]
                     size = prompt[q]
                     hold = -(-(size + output[q] - 1 if reserve else size) // block)
+                    past = cached[q]
+                    if store is not None:
+                        hit, shared = store.match(q, free)
+                        hold -= shared
+                        past = max(past, min(hit, size - 1))
                     if hold > room:
                         break
-                    past = cached[q]
                     c = size - past
                     if c > left:
                         if chunked:
@@ -147,7 +155,9 @@ class Replica:
                         elif joins:
                             break
                     waiting.popleft()
-                    if past:
+                    if store is not None:
+                        store.take(q)
+                    if cached[q]:
                         attention += r.swapped.pop(q, 0)
                         cached[q] = 0
                     room -= hold
@@ -228,11 +238,14 @@ class Replica:
                     kv -= length
                     if not reserve:
                         grow[(k - output[q] + 2 - prompt[q]) % block] -= 1
+                    blocks = -(-length // block)
+                    if store is not None:
+                        blocks -= store.release(q, free)
                     if padded:
                         pad += 1
-                        held += -(-length // block)
+                        held += blocks
                     else:
-                        free += -(-length // block)
+                        free += blocks
                 next_end = heap[0] >> bits if heap else NEVER
                 if not n:
                     free += held
@@ -250,7 +263,8 @@ class Replica:
                     if not steps:
                         finish[q] = now
                         n_done += 1
-                        free += -(-prompt[q] // block)
+                        shared = store.release(q, free) if store is not None else 0
+                        free += -(-prompt[q] // block) - shared
                         continue
                     last = k + steps
                     end[q] = last
@@ -283,7 +297,7 @@ class Replica:
             victim = self._victim()
             if victim == self.part:
                 self.part = -1
-                self.free += self._blocks(self.r.prompt[victim])
+                self._give_back(victim, self.r.prompt[victim])
             else:
                 self._stop(victim)
             self.waiting.appendleft(victim)
@@ -315,12 +329,17 @@ class Replica:
         length = r.prompt[q] - 1
         self.n -= 1
         self.kv -= length
-        self.free += self._blocks(length)
+        self._give_back(q, length)
         r.lost[q] = self.now
         if self.swap:
             copy_ps = self._blocks(length) * self.times.swap
             self.penalty += copy_ps
             r.cached[q], r.swapped[q] = length, copy_ps
+
+    def _give_back(self, q: int, tokens: int) -> None:
+        """Return a preempted request's blocks, but for those of its prefix that others hold."""
+        shared = self.store.release(q, self.free) if self.store is not None else 0
+        self.free += self._blocks(tokens) - shared
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block)

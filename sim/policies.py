@@ -38,6 +38,7 @@ POLICIES = {
         Policy(name="splitfuse", reserve_output=True),
         Policy(name="orca", chunked=False, reserve_output=True),
         Policy(name="vllm-v0", chunked=False, mixed=False),
+        Policy(name="sglang", mixed=False),
         Policy(name="decode-first", chunked=False, mixed=False, refill=False),
         Policy(name="static", chunked=False, mixed=False, refill=False, padded=True, reserve_output=True),
     )

@@ -50,6 +50,7 @@ MAX_MADE_UP = 5_000_000
 @click.option("--block", "block_tokens", default=0, type=click.IntRange(0), help="Tokens of a KV block (0: the engine's).")
 @click.option("--kv-blocks", default=0, type=click.IntRange(0), help="KV blocks of a replica (0: from memory).")
 @click.option("--preemption", default="recompute", show_default=True, type=click.Choice(["recompute", "swap"]))
+@click.option("--prefix-cache", is_flag=True, help="Reuse the KV of prompt blocks seen before (needs a trace with hashes).")
 @click.option("--weights", "weight_dtype", default="bf16", show_default=True, help="Weight format: bf16, fp8, fp8_block, nvfp4, int4.")
 @click.option("--kv-dtype", default="bf16", show_default=True, help="KV-cache format: bf16, fp8, int4.")
 @click.option("--router", default="round-robin", show_default=True, type=click.Choice(ROUTERS), help="Which replica gets a request.")
@@ -77,7 +78,20 @@ def run(flags: dict[str, Any]) -> dict[str, Any]:
     cluster = registry.cluster(flags["gpu"], flags["gpus"])
     work = _workload(flags)
     budget = parse_tokens(flags["token_budget"]) if flags["token_budget"] else 0
-    names = ("tp", "pp", "dp", "ep", "engine", "max_num_seqs", "block_tokens", "kv_blocks", "preemption", "weight_dtype", "kv_dtype")
+    names = (
+        "tp",
+        "pp",
+        "dp",
+        "ep",
+        "engine",
+        "max_num_seqs",
+        "block_tokens",
+        "kv_blocks",
+        "preemption",
+        "prefix_cache",
+        "weight_dtype",
+        "kv_dtype",
+    )
     plan = EnginePlan(policy=flags["policy"] or "", token_budget=budget, **{name: flags[name] for name in names})
     slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot") if flags[name]})
     result = simulate_serving(model, cluster, plan, work, router=flags["router"], seed=flags["seed"])

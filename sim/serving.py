@@ -16,6 +16,7 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, Floats64, Ints64, ServeWorkload, ServingEngine, serving_engine
 from .engine import Limits, Replica
 from .gaps import GapHistogram
+from .kvstore import PrefixCache
 from .policies import Policy, policy_named
 from .requests import Requests
 from .router import route
@@ -38,6 +39,7 @@ class ServeResult:
     n_replicas: int
     memory: ServeMemory
     seed: int
+    cache_hit_frac: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +102,29 @@ def simulate_serving(
     n_replicas = cluster.n_gpus // plan.n_gpus
     kind = replica_model(model, plan, serve_system(cluster, engine or serving_engine(plan.engine)), work)
     requests = Requests(work, kind.request_cpu_s)
-    replicas = [Replica(requests, kind.times, kind.policy, kind.limits) for _ in range(n_replicas)]
+    stores = prefix_caches(plan, work, requests, kind.limits.block_tokens, n_replicas)
+    replicas = [Replica(requests, kind.times, kind.policy, kind.limits, store) for store in stores]
     route(requests, replicas, router, seed)
     return _result(work, requests, replicas, kind, cluster.n_gpus, seed)
+
+
+def prefix_caches(plan: EnginePlan, work: ServeWorkload, requests: Requests, block_tokens: int, n: int) -> list[PrefixCache | None]:
+    """One prefix cache a replica, or none where the plan has it off. BadInput when the workload has no block hashes to match."""
+    if not plan.prefix_cache:
+        return [None] * n
+    if not len(work.block_starts):
+        raise BadInput("the prefix cache is on, but the workload names no prompt blocks; use a trace with hash_ids or turn it off")
+    if work.block_id_tokens % block_tokens:
+        raise BadInput(f"block={block_tokens} does not divide the trace's hash blocks of {work.block_id_tokens} tokens")
+    ids, starts = work.block_ids.tolist(), work.block_starts.tolist()
+    return [PrefixCache(ids, starts, requests.prompt, work.block_id_tokens, block_tokens) for _ in range(n)]
 
 
 def _result(work: ServeWorkload, requests: Requests, replicas: list[Replica], kind: ReplicaModel, n_gpus: int, seed: int) -> ServeResult:
     gaps = GapHistogram()
     for replica in replicas:
         gaps.merge(replica.gaps)
+    stores = [replica.store for replica in replicas if replica.store is not None]
     return ServeResult(
         work=work,
         first_s=_seconds(requests.first),
@@ -123,6 +139,7 @@ def _result(work: ServeWorkload, requests: Requests, replicas: list[Replica], ki
         n_replicas=len(replicas),
         memory=kind.memory,
         seed=seed,
+        cache_hit_frac=sum(s.hit_tokens for s in stores) / max(sum(s.prompt_tokens for s in stores), 1),
     )
 
 

@@ -88,6 +88,7 @@ def report(result: ServeResult, cluster: Cluster, gpu: Accelerator, slo: Slo, wa
         "goodput_per_s": goodput_per_s(result, slo),
         "slo": {name: value if np.isfinite(value) else None for name in ("ttft_s", "tpot_s", "e2e_s") for value in [getattr(slo, name)]},
         "saturated": verdict["saturated"], "saturation": verdict, "preemptions": result.n_preempted,
+        "cache_hit_frac": result.cache_hit_frac,
         "busy_frac": result.busy_s / (span * result.n_replicas), "simulated_s": result.end_s,
         "kv_blocks": result.memory.kv_blocks, "weights_bytes": result.memory.weights_bytes, "kv_bytes": result.memory.kv_bytes,
         "cost_usd_per_mtoken": usd / out_tokens * 1e6 if out_tokens else 0.0,

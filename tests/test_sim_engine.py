@@ -75,7 +75,8 @@ CHAINS = [[0, 1, 2, 3], [0, 1, 5, 6], [0, 7], [8, 9, 10]]
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(rows=REQUESTS, chains=st.lists(st.sampled_from(CHAINS), min_size=25, max_size=25),
-       name=st.sampled_from(sorted(set(POLICIES) - {"static"})), seats=st.integers(1, 9), extra=st.integers(0, 60), each=st.sampled_from([1, 2, 4]), spare=st.integers(0, 40), swap=st.booleans())  # fmt: skip
+       name=st.sampled_from(sorted(set(POLICIES) - {"static"})), seats=st.integers(1, 9), extra=st.integers(0, 60),
+       each=st.sampled_from([1, 2, 4]), spare=st.integers(0, 40), swap=st.booleans())  # fmt: skip
 def test_fast_prefix_cache_equals_naive_prefix_cache(rows, chains, name, seats, extra, each, spare, swap):
     block, id_tokens = 8, 8 * each
     work, times, policy = workload(rows), toy_times(), POLICIES[name]

@@ -16,7 +16,8 @@ BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 BURST += "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,0,1087,API log\n"
 MOONCAKE = '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]}\n'
 MOONCAKE += '{"timestamp": 27, "input_length": 512, "output_length": 9, "hash_ids": [0]}\n'
-SIM_LOG = '{"request_id": "a", "input_toks": 2358, "output_toks": 531, "arrival_time": 100.5}\n{"input_toks": 3, "output_toks": 4, "arrival_time": 100.0}\n'
+SIM_LOG = '{"request_id": "a", "input_toks": 2358, "output_toks": 531, "arrival_time": 100.5}\n'
+SIM_LOG += '{"input_toks": 3, "output_toks": 4, "arrival_time": 100.0}\n'
 VLLM = json.dumps({"input_lens": [10, 20], "output_lens": [3, 4], "start_times": [7.0, 7.5], "request_rate": 2})
 GUIDELLM = json.dumps({"benchmarks": [{"requests": {"successful": [{"start_time": 5.0, "prompt_tokens": 10, "output_tokens": 3}]}}]})
 
