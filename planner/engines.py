@@ -40,7 +40,7 @@ class Engine:
 
 DEEPSPEED = Engine(
     name="deepspeed",
-    priced_as="deepspeed-alst",
+    priced_as="deepspeed",
     sharding=(("zero", (0, 1, 2, 3)),),
     cp_kinds=("ulysses",),
     ulysses_replicates_kv=True,
