@@ -35,7 +35,7 @@ FSDP_RUNS: dict[str, dict[str, Any]] = {
     "fsdp": {**EXACT, "dp": 2, "zero_stage": 3, "recompute": "full", "tiled_mlp": 1, "fused_loss": 1},
     "fsdp-offload": {**EXACT, "dp": 2, "zero_stage": 3, "offload_optimizer": 1, "offload_params": 1, "grad_accum": 2},
     "tp": {**EXACT, "tp": 2, "zero_stage": 3, "recompute": "remat"},
-    "fsdp-tp": {**EXACT, "dp": 2, "tp": 2, "zero_stage": 3, "recompute": "full", "tiled_mlp": 1, "fused_loss": 1},
+    "fsdp-tp": {**EXACT, "dp": 2, "tp": 2, "zero_stage": 3, "recompute": "full", "fused_loss": 1},
     "hsdp": {**EXACT, "dp": 4, "sharding": "hsdp", "hsdp_group": 2, "zero_stage": 3},
 }
 CASES = [*((name, 0.0) for name in RUNS), *((name, CLIP) for name in ("zero1", "zero3", "sp2", "sp2-ddp", "sp2-dp2"))]

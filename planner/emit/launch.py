@@ -1,0 +1,87 @@
+"""Launchers: launch_torchrun.sh, launch_deepspeed.sh with its hostfile, and job.slurm; one node or many."""
+
+from __future__ import annotations
+
+from . import deepspeed, script
+from .target import Job
+
+TITLE = "launchers (torchrun, deepspeed, Slurm)"
+
+HEAD = """#!/usr/bin/env bash
+# {what}
+set -euo pipefail
+cd "$(dirname "${{BASH_SOURCE[0]}}")"
+"""
+
+
+def emit(job: Job) -> dict[str, str]:
+    """The three launchers of train.py and a hostfile; CannotExpress where train.py itself is not emitted."""
+    script.emit(job)
+    deepspeed.check_expressible(job)
+    return {
+        "launch_torchrun.sh": torchrun(job, "train.py"),
+        "launch_deepspeed.sh": deepspeed_launcher(job),
+        "hostfile": hostfile(job),
+        "job.slurm": slurm(job, "train.py"),
+    }
+
+
+def environment(job: Job) -> str:
+    """Environment every launcher sets: the allocator the plan was priced with, one OpenMP thread per core a rank has."""
+    threads = max(1, job.cluster.host_cores // job.ranks_per_node) if job.plan.offload_optimizer else 1
+    lines = [f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"']
+    if job.plan.expandable_segments:
+        lines.append('export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"')
+    return "\n".join(lines) + "\n"
+
+
+def torchrun(job: Job, training_script: str) -> str:
+    """A torchrun launcher: on several nodes it is started on each, with MASTER_ADDR naming one of them and NODE_RANK counting them."""
+    what = f"{job.world} ranks of {training_script} on {job.nodes} node(s); arguments go to the script"
+    text = HEAD.format(what=what) + environment(job)
+    if job.nodes == 1:
+        return text + f'exec torchrun --standalone --nproc_per_node {job.ranks_per_node} {training_script} "$@"\n'
+    return text + (
+        ': "${MASTER_ADDR:?set MASTER_ADDR to the host name of node 0}" "${NODE_RANK:?set NODE_RANK to 0 ... '
+        f'{job.nodes - 1}, another on each node}}"\n'
+        f"exec torchrun --nnodes {job.nodes} --nproc_per_node {job.ranks_per_node} --node_rank \"$NODE_RANK\" \\\n"
+        f'  --master_addr "$MASTER_ADDR" --master_port "${{MASTER_PORT:-29500}}" {training_script} "$@"\n'
+    )
+
+
+def deepspeed_launcher(job: Job) -> str:
+    """The deepspeed launcher, started once: it reaches the nodes of ``hostfile`` over ssh."""
+    text = HEAD.format(what=f"{job.world} ranks of train.py on {job.nodes} node(s) through the deepspeed launcher") + environment(job)
+    if job.nodes == 1:
+        return text + f'exec deepspeed --num_gpus {job.ranks_per_node} train.py "$@"\n'
+    return text + (
+        f"exec deepspeed --hostfile hostfile --num_nodes {job.nodes} --num_gpus {job.ranks_per_node} \\\n"
+        '  --master_port "${MASTER_PORT:-29500}" train.py "$@"\n'
+    )
+
+
+def hostfile(job: Job) -> str:
+    """One line per node for the deepspeed launcher; the names are to be replaced by the real ones."""
+    return "".join(f"node{i} slots={job.ranks_per_node}\n" for i in range(job.nodes))
+
+
+def slurm(job: Job, training_script: str) -> str:
+    """An sbatch script: one torchrun per node, rendezvous on the first."""
+    cores = max(1, job.cluster.host_cores)
+    exports = environment(job)
+    return (
+        "#!/usr/bin/env bash\n"
+        f"#SBATCH --job-name=roofplan-{job.model.name}\n"
+        f"#SBATCH --nodes={job.nodes}\n"
+        "#SBATCH --ntasks-per-node=1\n"
+        f"#SBATCH --gpus-per-node={job.ranks_per_node}\n"
+        f"#SBATCH --cpus-per-task={cores}\n"
+        "#SBATCH --exclusive\n"
+        "#SBATCH --output=%x-%j.log\n"
+        "set -euo pipefail\n"
+        'cd "$SLURM_SUBMIT_DIR"\n'
+        f"{exports}"
+        'MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"\n'
+        f"srun torchrun --nnodes {job.nodes} --nproc_per_node {job.ranks_per_node} --rdzv_backend c10d \\\n"
+        f'  --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$MASTER_ADDR:29500" {training_script} "$@"\n'
+    )
