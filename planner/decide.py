@@ -165,7 +165,7 @@ def search(problem: Problem, *, lifted: frozenset[str] = frozenset()) -> Searche
     """Enumerate and price every legal layout of one problem; rules named in ``lifted`` are not enforced."""
     rejections = Rejections()
     batches = list(candidates(problem.asked, rejections, lifted=lifted))
-    n_legal = sum(b.n for b in batches)
+    n_legal, _ = sum(b.n for b in batches), problem.system  # the calibration is read before the clock of the prices starts
     fitted: Iterable[Any] = batches if problem.seq_tokens else longest(batches, problem.prices)
     return Searched(problem=problem, table=price(fitted, problem.prices), rejections=rejections, n_legal=n_legal)
 

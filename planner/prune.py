@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,14 @@ def pick(batch: Batch, row: int) -> tuple[ParallelPlan, TrainWorkload]:
 def rows_of(item: Any, index: Any) -> Any:
     """The same dataclass with every array field indexed; an integer index gives plain integers."""
     taken = {}
-    for f in fields(item):
-        value = getattr(item, f.name)
+    for name in _names(type(item)):
+        value = getattr(item, name)
         if isinstance(value, np.ndarray) and value.ndim:
             part = value[index]
-            taken[f.name] = part.item() if np.ndim(part) == 0 else part
+            taken[name] = part.item() if np.ndim(part) == 0 else part
     return replace(item, **taken)
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls))

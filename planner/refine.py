@@ -21,7 +21,8 @@ from .stages import movable, stage_problems
 
 AGREEMENT_FRAC = 0.02
 """The program's step time and the cost model's may differ by this much (overlap is not linear); beyond it the answer is refused."""
-TIME_BUDGET_S = 0.8
+MAX_SOLVED = 400
+"""Programs solved at most: a count, not a time, so that a busy machine gives the same answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class _Found:
 
 
 def refine(
-    table: Table, prices: Prices, uniform_s: float, time_budget_s: float = TIME_BUDGET_S
+    table: Table, prices: Prices, uniform_s: float, max_solved: int = MAX_SOLVED
 ) -> tuple[list[tuple[ParallelPlan, TrainWorkload]], SolverReport]:
     """Better plans than the best uniform one, layout by layout in order of how fast each could be at most.
 
@@ -65,16 +66,15 @@ def refine(
     found = _Found(best_s=uniform_s, greedy_s=uniform_s, plans=[])
     unexplored = math.inf
     for batch, rows, bounds in _promising(table, uniform_s):
-        if time.perf_counter() - started > time_budget_s:
-            unexplored = min(unexplored, float(bounds.min()))
-            continue
         keep = bounds < found.best_s
         if keep.any():
-            _solve_batch(prices, batch, rows[keep], bounds[keep], found)
+            left = _solve_batch(prices, batch, rows[keep], bounds[keep], found, max_solved)
+            unexplored = min(unexplored, left)
     gap = max(found.gap_frac, 1 - unexplored / found.best_s if math.isfinite(found.best_s) else 0.0, 0.0)
     return found.plans, SolverReport(
-        status="optimal" if gap == 0 else "time limit", gap_frac=gap, wall_s=time.perf_counter() - started, n_solved=found.n_solved,
-        n_refused=found.n_refused, best_s=_finite(found.best_s), greedy_s=_finite(found.greedy_s), uniform_s=_finite(uniform_s),
+        status="optimal" if gap == 0 else f"stopped after {found.n_solved} programs", gap_frac=gap,
+        wall_s=time.perf_counter() - started, n_solved=found.n_solved, n_refused=found.n_refused, best_s=_finite(found.best_s),
+        greedy_s=_finite(found.greedy_s), uniform_s=_finite(uniform_s),
     )  # fmt: skip
 
 
@@ -130,13 +130,20 @@ def _startable(batch: Batch) -> NDArray[np.bool_]:
     return np.asarray((mixes | moves) & clean)
 
 
-def _solve_batch(prices: Prices, batch: Batch, rows: NDArray[np.int64], bounds: NDArray[np.float64], found: _Found) -> None:
+def _solve_batch(
+    prices: Prices, batch: Batch, rows: NDArray[np.int64], bounds: NDArray[np.float64], found: _Found, max_solved: int
+) -> float:
+    """Solve the rows, most promising first; the best bound among those left unsolved because ``max_solved`` was reached."""
+    if found.n_solved >= max_solved:
+        return float(bounds[0])
     plan, work = rows_of(batch.plan, rows), rows_of(batch.work, rows)
     for i, p in enumerate(stage_problems(prices, plan, work, rows.size)):
         if bounds[i] >= found.best_s:
             break  # rows come in order of their bounds
         if bound_s(p) >= found.best_s:
             continue
+        if found.n_solved >= max_solved:
+            return float(bounds[i])
         one, load = rows_of(plan, i), rows_of(work, i)
         answer, simple = solve(p), greedy(p)
         found.n_solved += 1
@@ -152,6 +159,7 @@ def _solve_batch(prices: Prices, batch: Batch, rows: NDArray[np.int64], bounds: 
             if real is not None and real < found.best_s:
                 found.best_s = real
                 found.plans.append((better, load))
+    return math.inf
 
 
 def _agreed(prices: Prices, plan: ParallelPlan, work: TrainWorkload, solution: StageSolution) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ..scenarios.units import show_bytes, show_tokens
@@ -23,34 +24,44 @@ def print_report(data: dict[str, Any], console: Console) -> None:
         for line in data["nearest"]:
             console.print(f"  - {line}", highlight=False)
         return
-    console.print(_table(data))
+    _print_plans(data, console)
     for line in data["why"]:
-        console.print(f"- {line}", highlight=False)
-    console.print(f"Binding limit: {data['binding']['sentence']}.", highlight=False)
-    console.print(_solver_line(data), highlight=False)
+        _say(console, f"- {line}", "  ")
+    _say(console, f"Binding limit: {data['binding']['sentence']}.", "  ")
+    _say(console, _solver_line(data), "  ")
     for line in data["notes"]:
-        console.print(f"Note: {line}", highlight=False)
+        _say(console, f"Note: {line}", "  ")
 
 
-def _table(data: dict[str, Any]) -> Any:
-    from rich import box
-    from rich.table import Table
+def _say(console: Console, text: str, indent: str) -> None:
+    for line in wrap(text, max(console.width, 40), subsequent_indent=indent):
+        console.print(line, highlight=False, markup=False)
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("#", justify="right")
-    table.add_column("layout", ratio=1)
-    for name in ("step", "tok/s/GPU", "MFU", "HBM", "$/Mtok"):
-        table.add_column(name, justify="right", no_wrap=True)
+
+def _print_plans(data: dict[str, Any], console: Console) -> None:
+    """Two or three lines a plan: degrees and numbers in columns, then the options."""
+    console.print()
+    console.print(f"[bold]{'#':>2}  {'layout':<31}{'step':>9}{'tok/s/GPU':>10}{'MFU':>7}{'memory':>10}{'$/Mtok':>7}[/]")
     for plan in data["plans"]:
         cost, memory = plan["cost_usd_per_mtoken"], plan["memory"]
-        gpus = f" on {plan['n_gpus']} GPUs" if plan["n_gpus"] != data["scenario"]["n_gpus"] else ""
-        seq = f" seq {show_tokens(plan['seq_tokens'])}" if plan["seq_tokens"] != data["scenario"]["seq_tokens"] else ""
-        table.add_row(
-            str(plan["rank"]), f"[bold]{plan['summary']['degrees']}[/]{gpus}{seq}\n[dim]{', '.join(plan['summary']['options'])}[/]",
-            show_seconds(plan["step_time_s"]), f"{plan['tokens_per_s_per_gpu']:,.0f}", f"{plan['mfu_frac']:.1%}",
-            show_bytes(memory["total_bytes"]), f"{cost:.3g}" if cost else "-",
-        )  # fmt: skip
-    return table
+        gpus = f" on {plan['n_gpus']:,} GPUs" if plan["n_gpus"] != data["scenario"]["n_gpus"] else ""
+        numbers = (
+            f"{show_seconds(plan['step_time_s']):>9}{plan['tokens_per_s_per_gpu']:>10,.0f}{plan['mfu_frac']:>7.1%}"
+            f"{show_bytes(memory['total_bytes']):>10}{f'{cost:.3g}' if cost else '-':>7}"
+        )
+        degrees = plan["summary"]["degrees"] + gpus
+        if len(degrees) > 30:
+            console.print(f"{plan['rank']:>2}  [bold]{degrees}[/]", highlight=False)
+            degrees, place = "", ""
+        else:
+            place = str(plan["rank"])
+        console.print(f"{place:>2}  [bold]{degrees:<31}[/]{numbers}", highlight=False)
+        words = list(plan["summary"]["options"])
+        if plan["seq_tokens"] != data["scenario"]["seq_tokens"]:
+            words.insert(0, f"seq {show_tokens(plan['seq_tokens'])}")
+        for line in wrap(", ".join(words), 76):
+            console.print(f"    [dim]{line}[/]", highlight=False)
+    console.print()
 
 
 def _solver_line(data: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def overflow_bytes(p: StageProblem, layers: dict[str, int], count: dict[str, int
     return device, host - p.host_limit_bytes
 
 
-def solve(p: StageProblem, time_limit_s: float = 5.0) -> StageSolution | None:
+def solve(p: StageProblem, time_limit_s: float = 60.0) -> StageSolution | None:
     """The optimum by HiGHS, or None when no choice fits. ``proved`` is read from ``sol_status``: at a time limit ``status`` lies."""
     import pulp
 

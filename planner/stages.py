@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,19 +20,18 @@ def movable(plan: ParallelPlan, engine: Engine) -> Any:
     return np.greater(plan.pp, 1) & np.equal(plan.vpp, 1) & (engine.uneven_pp and plan.schedule in ("1f1b", "gpipe"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Probe:
-    """A batch priced once: arrays of period, step time, bytes by role, host bytes."""
+class _Probe(NamedTuple):
+    """One priced variant of a candidate: seconds of the slowest stage and of the step, bytes of the outer stages and of a host."""
 
-    period: Any
-    step: Any
-    first: Any
-    last: Any
-    host: Any
+    period: float
+    step: float
+    first: float
+    last: float
+    host: float
 
 
-def stage_problems(prices: Prices, plan: ParallelPlan, work: TrainWorkload, n: int) -> list[StageProblem]:
-    """One program per row; every coefficient is a difference of two prices, so the program and the cost model cannot drift apart.
+def stage_problems(prices: Prices, plan: ParallelPlan, work: TrainWorkload, n: int) -> Iterator[StageProblem]:
+    """One program per row, made when asked for; every coefficient is a difference of two prices.
 
     Middle stages are held to the first stage's bytes, which hold more micro-batches and so bound theirs.
     """
@@ -54,21 +53,21 @@ def stage_problems(prices: Prices, plan: ParallelPlan, work: TrainWorkload, n: i
         probes["last"] = probe(replace(start, layers_first=np.ones_like(big), layers_last=big))
     memory = prices.memory(plan, work)
     limits = np.broadcast_to(memory.limit_bytes, n), np.broadcast_to(memory.host_limit_bytes, n)
-    return [
-        _problem(rows_of(plan, i), n_layers, {k: rows_of(v, i) for k, v in probes.items()}, float(limits[0][i]), float(limits[1][i]))
-        for i in range(n)
-    ]
+    for i in range(n):
+        one = {name: _Probe(*(column[i] for column in columns)) for name, columns in probes.items()}
+        yield _problem(rows_of(plan, i), n_layers, one, float(limits[0][i]), float(limits[1][i]))
 
 
-def _prober(prices: Prices, work: TrainWorkload, n: int) -> Callable[[ParallelPlan], _Probe]:
-    def probe(plan: ParallelPlan) -> _Probe:
+def _prober(prices: Prices, work: TrainWorkload, n: int) -> Callable[[ParallelPlan], list[list[float]]]:
+    """A function that prices a batch and gives the columns of its probes."""
+
+    def probe(plan: ParallelPlan) -> list[list[float]]:
         step = prices.step(plan, work)
-        columns = {
-            "period": step.micro_fwd_s + step.micro_bwd_s + step.micro_wgrad_s, "step": step.step_time_s,
-            "first": prices.stage_bytes(plan, work, "first"), "last": prices.stage_bytes(plan, work, "last"),
-            "host": prices.memory(plan, work).host_bytes,
-        }  # fmt: skip
-        return _Probe(**{name: np.broadcast_to(np.asarray(value, float), n) for name, value in columns.items()})
+        columns = (
+            step.micro_fwd_s + step.micro_bwd_s + step.micro_wgrad_s, step.step_time_s, prices.stage_bytes(plan, work, "first"),
+            prices.stage_bytes(plan, work, "last"), prices.memory(plan, work).host_bytes,
+        )  # fmt: skip
+        return [np.broadcast_to(np.asarray(value, float), n).tolist() for value in columns]
 
     return probe
 

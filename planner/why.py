@@ -140,7 +140,10 @@ def _binding_length(winner: Choice) -> Binding:
     name = max(need, key=lambda limit: float(need[limit][0]))
     if need[name][0] <= 1:
         return Binding(limit="none", gain_frac=0.0, sentence="no limit: the search stopped at its longest sequence")
-    sentence = f"{LIMIT_NAMES[name]}: {show_tokens(longer)} tokens would need {float(need[name][0]):.2%} of it"
+    memory = problem.memory(plan, TrainWorkload(seq_tokens=longer, global_batch=winner.work.global_batch))
+    amounts = {"hbm": (memory.total_bytes, memory.limit_bytes), "host_ram": (memory.host_bytes, memory.host_limit_bytes)}.get(name)
+    of = f"{show_bytes(float(amounts[0]))} of {show_bytes(float(amounts[1]))}" if amounts else f"{float(need[name][0]):.1%}"
+    sentence = f"{LIMIT_NAMES[name]}: {show_tokens(longer)} tokens would need {of}"
     return Binding(limit=name, gain_frac=0.0, sentence=sentence)
 
 
