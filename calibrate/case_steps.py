@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from ..costmodels.context import attention_ops
+from ..costmodels.families.moe_volume import narrow_flops
 from ..costmodels.flops import train_flops
 from ..costmodels.layer_time import layer_time
 from ..costmodels.op import price
@@ -151,6 +152,21 @@ def bubble(case: Case) -> float:
 def optimizer(case: Case) -> float:
     """Seconds of the optimizer step."""
     return scalar(step(case.layout).optimizer_s)
+
+
+def narrow_speedup(case: Case) -> float:
+    """Step time over that with all-to-alls at ``numbers.dim_scale`` of the width, whose projections run at the layout's own compute rate."""
+    layout, model, scale = case.layout, model_of(case.layout), case.numbers["dim_scale"]
+    cost = step(layout)
+    whole, messages, compute = (scalar(part) for part in (cost.step_time_s, cost.exposed_ep_s, cost.compute_s))
+    tokens = scalar(layout.work.seq_tokens) * scalar(layout.work.global_batch)
+    extra = scalar(narrow_flops(tokens, model.hidden, model.n_moe_layers, dim_scale=scale)) / layout.n_gpus
+    return whole / (whole - (1 - scale) * messages + compute * extra / scalar(cost.hardware_flops))
+
+
+def all_to_all_growth(case: Case) -> float:
+    """Exposed all-to-all seconds of the layout over the baseline's (fewer experts per token)."""
+    return scalar(step(case.layout).exposed_ep_s) / scalar(step(_baseline(case)).exposed_ep_s)
 
 
 def balanced_speedup(case: Case) -> float:
