@@ -67,7 +67,7 @@ def fit_framework(start: Framework, settings: Iterable[Setting], free: Sequence[
 
     ``memory`` fits peak memory instead of step time. Raises BadInput for a constant that cannot be fitted or too few runs.
     """
-    from scipy.optimize import least_squares  # type: ignore[import-untyped]
+    from scipy.optimize import least_squares
 
     for name in free:
         if name not in BOUNDS:
