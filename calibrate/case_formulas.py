@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ..costmodels.families import fat_tree, kv_cache, moe_volume, sequence_volume
+from ..costmodels import fat_tree, kv_cache, moe_volume, sequence_volume
 from ..costmodels.flops import train_flops
 from ..costmodels.memory import train_memory
 from ..costmodels.params import count_params

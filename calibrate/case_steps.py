@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from ..costmodels.context import attention_ops
-from ..costmodels.families.moe_volume import narrow_flops
 from ..costmodels.flops import train_flops
 from ..costmodels.layer_time import layer_time
+from ..costmodels.moe_volume import narrow_flops
 from ..costmodels.op import price
 from ..costmodels.overlap import exposed
 from ..costmodels.shard import shard

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roofplan.costmodels.families import sequence_volume as v
+from roofplan.costmodels import sequence_volume as v
 
 
 def test_by_hand() -> None:

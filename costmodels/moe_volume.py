@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..op import Floats
+from .op import Floats
 
 
 def all_to_all_bytes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..op import Floats
+from .op import Floats
 
 
 def megatron_sp(tokens: Floats, hidden: Floats, ranks: Floats, *, element_bytes: float = 2.0) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...scenarios.model import ModelSpec
+from ..scenarios.model import ModelSpec
 
 
 def kv_bytes_per_token(model: ModelSpec, *, element_bytes: float = 2.0) -> float:

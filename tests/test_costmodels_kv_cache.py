@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.costmodels.families.kv_cache import kv_bytes_per_token
+from roofplan.costmodels.kv_cache import kv_bytes_per_token
 from roofplan.scenarios import registry
 
 

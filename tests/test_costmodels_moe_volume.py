@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roofplan.costmodels.families import moe_volume as v
+from roofplan.costmodels import moe_volume as v
 
 
 def test_bytes_by_hand() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.costmodels.families.fat_tree import endpoints, switches
+from roofplan.costmodels.fat_tree import endpoints, switches
 
 
 def built(ports: int, tiers: int) -> tuple[int, int]:
