@@ -55,7 +55,7 @@ class _PretendDriver:
         self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_device(self) -> int:
-        return -self._target.arch
+        return -int(self._target.arch)
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -121,7 +121,8 @@ def main(arguments: Sequence[str]) -> int:
     names = [a for a in arguments if not a.isdigit() and a != "--all"]
     known = all_specs()
     failed = 0
-    for spec, shape, dtype, config, capability in cases([known[n] for n in names] or list(known.values()), capabilities, "--all" in arguments):
+    chosen = [known[n] for n in names] or list(known.values())
+    for spec, shape, dtype, config, capability in cases(chosen, capabilities, "--all" in arguments):
         try:
             rows = resources(spec, shape, dtype, config, capability)
         except Exception as error:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .device import has_tma
 from .draw import Draw
-from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined
+from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, launch
 from .tiles import LOG2_E, load_tile, softmax_step, source, store_rows
 
 
@@ -182,18 +182,19 @@ def configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     """Tile shapes by head dimension; the last fits the shared memory of small cards."""
     dim = int(shape["head_dim"])
     if dtype == "float32":
-        return ({"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},)
+        return (launch(4, 2, BLOCK_M=32, BLOCK_N=32),)
     if dim <= 64:
-        return ({"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}, {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2})
+        return (launch(4, 3, BLOCK_M=128, BLOCK_N=64), launch(4, 2, BLOCK_M=64, BLOCK_N=64))
     if dim <= 128:
-        return ({"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2})
-    return ({"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2})
+        return (launch(8, 3, BLOCK_M=128, BLOCK_N=64), launch(4, 2, BLOCK_M=64, BLOCK_N=32))
+    return (launch(8, 2, BLOCK_M=64, BLOCK_N=32), launch(8, 2, BLOCK_M=128, BLOCK_N=64))
 
 
 HEADS = ({"num_heads": 32, "num_kv_heads": 32}, {"num_heads": 32, "num_kv_heads": 8}, {"num_heads": 8, "num_kv_heads": 1})
 _LENGTHS = grid(batch_size=(1, 4, 16), seq_len=(128, 512, 2048, 8192, 32768))
 _FULL = tuple(s for s in _LENGTHS if int(s["batch_size"]) * int(s["seq_len"]) <= 131072)
 _DIMS = grid(head_dim=(64, 128, 256), window_size=(0, 4096))
+_RAGGED = grid(batch_size=(8, 32), seq_len=(512, 4096), ragged=(1,))
 _CHUNKS = grid(batch_size=(1, 4), seq_len=(512, 2048, 8192), prefix_len=(2048, 16384, 131072), head_dim=(128,), window_size=(0,))
 
 
@@ -203,7 +204,7 @@ def _check(batch: int, length: int, heads: int, kv_heads: int, dim: int, **more:
 
 def _spec(name: str, family: str, shapes: tuple[Shape, ...], checks: tuple[Shape, ...], aot_shapes: tuple[Shape, ...] = ()) -> KernelSpec:
     return KernelSpec(
-        name=name, family=family, dtypes=("bfloat16", "float16"), outputs=("out", "lse"), make_inputs=make_inputs, run=run,
+        name=name, family=family, dtypes=("bfloat16",), outputs=("out", "lse"), make_inputs=make_inputs, run=run,
         reference=reference, flops=flops, moved_bytes=moved_bytes, shapes=shapes, checks=checks, configs=configs, aot_shapes=aot_shapes,
     )  # fmt: skip
 
@@ -212,7 +213,7 @@ SPECS = (
     _spec("attention", "attention_context", joined(joined(_FULL, HEADS), _DIMS),
           (_check(1, 160, 2, 2, 64), _check(2, 77, 4, 2, 128), _check(1, 130, 2, 1, 256), _check(1, 150, 2, 1, 64, window_size=40)),
           tuple(_check(4, 8192, 32, 8, dim) for dim in (64, 128, 256))),
-    _spec("attention_varlen", "attention_context", joined(joined(grid(batch_size=(8, 32), seq_len=(512, 4096), ragged=(1,)), HEADS), _DIMS[2:4]),
+    _spec("attention_varlen", "attention_context", joined(joined(_RAGGED, HEADS), _DIMS[2:4]),
           (_check(3, 90, 2, 1, 64, ragged=1), _check(2, 101, 4, 2, 128, ragged=1, window_size=33))),
     _spec("chunked_prefill", "attention_context", joined(_CHUNKS, HEADS),
           (_check(1, 70, 2, 1, 64, prefix_len=95), _check(2, 33, 4, 2, 128, prefix_len=64, window_size=50))),

@@ -11,7 +11,7 @@ import triton.language as tl
 from . import attention
 from .device import has_tma
 from .draw import Draw
-from .spec import ITEM_BYTES, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined
+from .spec import ITEM_BYTES, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, launch
 from .tiles import LOG2_E, load_tile, source, store_rows
 
 
@@ -167,12 +167,12 @@ def _configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     """BLOCK_N is the tile a program keeps, BLOCK_M the tile it streams."""
     dim = int(shape["head_dim"])
     if dtype == "float32":
-        return ({"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},)
+        return (launch(4, 1, BLOCK_M=32, BLOCK_N=64),)
     if dim <= 64:
-        return ({"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8, "num_stages": 3}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2})
+        return (launch(8, 3, BLOCK_M=32, BLOCK_N=128), launch(4, 2, BLOCK_M=32, BLOCK_N=64))
     if dim <= 128:
-        return ({"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2})
-    return ({"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1})
+        return (launch(8, 2, BLOCK_M=32, BLOCK_N=128), launch(4, 2, BLOCK_M=32, BLOCK_N=64))
+    return (launch(8, 1, BLOCK_M=32, BLOCK_N=64), launch(4, 1, BLOCK_M=16, BLOCK_N=32))
 
 
 def _check(batch: int, length: int, heads: int, kv_heads: int, dim: int, **more: int) -> Shape:
@@ -185,7 +185,7 @@ SPECS = (
     KernelSpec(
         name="attention_backward",
         family="attention_backward",
-        dtypes=("bfloat16", "float16"),
+        dtypes=("bfloat16",),
         outputs=("dq", "dk", "dv"),
         make_inputs=_make_inputs,
         run=_run,

@@ -92,7 +92,7 @@ def cases(specs: Sequence[KernelSpec], interpreted: bool, capability: int) -> It
         for j, dtype in enumerate(spec.check_dtypes if interpreted else dict.fromkeys(spec.dtypes + spec.check_dtypes)):
             if not interpreted and not spec.supports(dtype, capability):
                 continue
-            for i, shape in enumerate(spec.checks):
+            for i, shape in enumerate(spec.checks if interpreted else spec.checks + spec.gpu_checks):
                 configs = spec.configs(shape, dtype)
                 for config in [configs[i % len(configs)]] if interpreted else configs:
                     yield spec, shape, dtype, config, (90, 80)[(i + j) % 2]
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     seed = int(arguments[0]) if arguments else 0
     known = all_specs()
-    chosen = [known[name] for name in arguments[1:]] or [s for s in known.values() if s.n_gpus == 1]
+    chosen = [known[name] for name in arguments[1:]] or list(known.values())
     failed = 0
     for result in run_checks(chosen, seed):
         failed += not result.ok
@@ -135,7 +135,7 @@ def _snapshot(spec: KernelSpec, inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 INTERPRETER_SMS = 16
 SMEM_LIMIT_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-"""Compute capability -> largest dynamic shared memory of one block. Source: CUDA C++ Programming Guide, table of technical specifications."""
+"""Compute capability -> largest shared memory of one block, bytes. Source: CUDA C++ Programming Guide, technical specifications."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def pretend(capability: int) -> Iterator[None]:
 def has_tma(tensor: torch.Tensor) -> bool:
     """Whether the tensor's card copies tiles by descriptor in hardware (Hopper and later); older cards use masked pointer loads."""
     if tensor.device.type == "cuda":
-        return torch.cuda.get_device_capability(tensor.device)[0] >= 9
+        return int(torch.cuda.get_device_capability(tensor.device)[0]) >= 9
     return _pretended.get() >= 90
 
 

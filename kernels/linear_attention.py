@@ -1,7 +1,8 @@
 """Linear attention in chunks: a decayed outer-product memory, and the gated delta rule that also erases what it overwrites.
 
 Per head, with state ``S`` [dk, dv], decay ``a_t = exp(g_t)`` and write strength ``β_t``:
-``S_t = a_t S_{t-1} + k_t u_tᵀ``, ``o_t = S_tᵀ q_t / √dk``, where ``u_t = v_t`` (decay only) or ``u_t = β_t (v_t − a_t S_{t-1}ᵀ k_t)`` (delta rule).
+``S_t = a_t S_{t-1} + k_t u_tᵀ``, ``o_t = S_tᵀ q_t / √dk``, where ``u_t = v_t`` (decay only) or, by the delta rule,
+``u_t = β_t (v_t − a_t S_{t-1}ᵀ k_t)``.
 Within a chunk ``U = T (β V) − T (β e^b K) S_0`` with ``T = (I + A)^-1``, ``A_ij = β_i e^{b_i − b_j} k_i·k_j`` below the diagonal, ``b`` the
 running sum of ``g``. Source: Yang et al., Gated Delta Networks, arXiv 2412.06464, section 3.
 """
@@ -9,13 +10,14 @@ running sum of ``g``. Source: Yang et al., Gated Delta Networks, arXiv 2412.0646
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from .draw import Draw
-from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined
+from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, launch
 
 CHUNK = 64
 
@@ -159,8 +161,8 @@ def _moved_bytes(shape: Shape, dtype: str) -> float:
 
 def _configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     if dtype == "float32":
-        return ({"BLOCK_V": 32, "num_warps": 4, "num_stages": 1},)
-    return ({"BLOCK_V": 32, "num_warps": 4, "num_stages": 2}, {"BLOCK_V": 64, "num_warps": 8, "num_stages": 2})
+        return (launch(4, 1, BLOCK_V=32),)
+    return (launch(4, 2, BLOCK_V=32), launch(8, 2, BLOCK_V=64))
 
 
 def _check(batch: int, length: int, heads: int, dk: int, dv: int) -> Shape:
@@ -168,12 +170,13 @@ def _check(batch: int, length: int, heads: int, dk: int, dv: int) -> Shape:
 
 
 _SHAPES = joined(
-    tuple(s for s in grid(batch_size=(1, 4, 16), seq_len=(512, 2048, 8192, 32768, 131072)) if int(s["batch_size"]) * int(s["seq_len"]) <= 131072),
+    tuple(s for s in grid(batch_size=(1, 4, 16), seq_len=(512, 2048, 8192, 32768, 131072))
+          if int(s["batch_size"]) * int(s["seq_len"]) <= 131072),
     ({"num_heads": 16, "head_dim": 128, "value_dim": 128}, {"num_heads": 32, "head_dim": 128, "value_dim": 128}),
 )
 _CHECKS = (_check(1, 150, 2, 64, 64), _check(2, 70, 1, 128, 64), _check(1, 33, 2, 64, 128))
-_COMMON = {
-    "family": "linear_attention", "dtypes": ("bfloat16", "float16"), "outputs": ("out", "state"), "make_inputs": _make_inputs,
+_COMMON: dict[str, Any] = {
+    "family": "linear_attention", "dtypes": ("bfloat16",), "outputs": ("out", "state"), "make_inputs": _make_inputs,
     "moved_bytes": _moved_bytes, "shapes": _SHAPES, "checks": _CHECKS, "configs": _configs, "tolerance_factor": 3.0,
 }  # fmt: skip
 

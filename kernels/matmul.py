@@ -9,7 +9,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import has_tma
 from .draw import Draw
-from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, joined
+from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, joined, launch
 
 
 @triton.jit
@@ -128,16 +128,16 @@ def configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     """Tile shapes to try, the one for this height first; the second fits the shared memory of small cards."""
     wide = 128 if ITEM_BYTES[dtype] == 1 else 64
     if dtype == "float32":
-        return ({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},)
+        return (launch(4, 3, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),)
     if int(shape["m"]) <= 64:
         return (
-            {"BLOCK_M": 16 if int(shape["m"]) <= 16 else 64, "BLOCK_N": 64, "BLOCK_K": wide, "num_warps": 4, "num_stages": 4},
-            {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": wide, "num_warps": 4, "num_stages": 3},
+            launch(4, 4, BLOCK_M=16 if int(shape["m"]) <= 16 else 64, BLOCK_N=64, BLOCK_K=wide),
+            launch(4, 3, BLOCK_M=64, BLOCK_N=32, BLOCK_K=wide),
         )
     return (
-        {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": wide, "num_warps": 8, "num_stages": 3},
-        {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": wide // 2, "num_warps": 4, "num_stages": 3},
-        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        launch(8, 3, BLOCK_M=128, BLOCK_N=128, BLOCK_K=wide),
+        launch(4, 3, BLOCK_M=64, BLOCK_N=128, BLOCK_K=wide // 2),
+        launch(8, 3, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64),
     )
 
 
@@ -149,7 +149,9 @@ LAYERS: tuple[tuple[int, int], ...] = (
 
 ROWS = (1, 4, 16, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 SHAPES = joined(tuple({"m": m} for m in ROWS), tuple({"n": n, "k": k} for n, k in LAYERS))
-CHECKS: tuple[Shape, ...] = ({"m": 128, "n": 192, "k": 256}, {"m": 77, "n": 129, "k": 91}, {"m": 1, "n": 200, "k": 136}, {"m": 33, "n": 72, "k": 48})
+CHECKS: tuple[Shape, ...] = (
+    {"m": 128, "n": 192, "k": 256}, {"m": 77, "n": 129, "k": 91}, {"m": 1, "n": 200, "k": 136}, {"m": 33, "n": 72, "k": 48},
+)  # fmt: skip
 
 SPECS = (
     KernelSpec(

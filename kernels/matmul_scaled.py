@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .draw import Draw
 from .matmul import LAYERS, SHAPES, tile_of
-from .spec import TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, joined
+from .spec import TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, joined, launch
 
 BLOCK = 128
 
@@ -23,7 +23,7 @@ def _gemm_fp8_block(a, w, c, a_scale, w_scale, m, n, k, n_blocks,
     a_ptr = a + rows[:, None].to(tl.int64) * k + inner[None, :]
     w_ptr = w + cols[None, :].to(tl.int64) * k + inner[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for block in range(0, n_blocks):
+    for block in range(n_blocks):
         start = block * BLOCK_K
         left = inner < k - start
         a_tile = tl.load(a_ptr + start, mask=(rows < m)[:, None] & left[None, :], other=0.0)
@@ -46,7 +46,7 @@ def _gemm_int4(a, w, c, scale, zero, m, n, k, n_groups,
     a_ptr = a + rows[:, None].to(tl.int64) * k + inner[None, :]
     w_ptr = w + cols[None, :].to(tl.int64) * (k // 2) + inner[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for group in range(0, n_groups):
+    for group in range(n_groups):
         packed = tl.load(w_ptr + group * HALF, mask=(cols < n)[None, :], other=0)
         s = tl.load(scale + cols * n_groups + group, mask=cols < n, other=0.0)[None, :]
         z = tl.load(zero + cols * n_groups + group, mask=cols < n, other=0.0)[None, :]
@@ -81,7 +81,7 @@ def _fp8_run(inputs: Inputs, config: Config) -> None:
 
 
 def _fp8_reference(inputs: Inputs) -> dict[str, torch.Tensor]:
-    (m, k), n = inputs["a"].shape, inputs["w"].shape[0]
+    k, n = inputs["a"].shape[1], inputs["w"].shape[0]
     a = inputs["a"].double() * inputs["a_scale"].double().repeat_interleave(BLOCK, 1)[:, :k]
     scale = inputs["w_scale"].double().repeat_interleave(BLOCK, 0)[:n].repeat_interleave(BLOCK, 1)[:, :k]
     return {"c": a @ (inputs["w"].double() * scale).T}
@@ -90,8 +90,8 @@ def _fp8_reference(inputs: Inputs) -> dict[str, torch.Tensor]:
 def _fp8_configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     small = int(shape["m"]) <= 64
     return (
-        {"BLOCK_M": 64, "BLOCK_N": 64 if small else 128, "num_warps": 4, "num_stages": 3},
-        {"BLOCK_M": 16 if small else 128, "BLOCK_N": 128, "num_warps": 4 if small else 8, "num_stages": 3},
+        launch(4, 3, BLOCK_M=64, BLOCK_N=64 if small else 128),
+        launch(4 if small else 8, 3, BLOCK_M=16 if small else 128, BLOCK_N=128),
     )
 
 
@@ -125,8 +125,8 @@ def _int4_reference(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 def _int4_configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     if int(shape["m"]) <= 16:
-        return ({"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 4},)
-    return ({"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3})
+        return (launch(4, 4, BLOCK_M=16, BLOCK_N=64),)
+    return (launch(4, 3, BLOCK_M=64, BLOCK_N=64), launch(8, 3, BLOCK_M=128, BLOCK_N=64))
 
 
 def _flops(shape: Shape, dtype: str) -> float:

@@ -1,7 +1,7 @@
 """Multi-head latent attention: causal prefill with 128 + 64 wide queries, and decode against the compressed paged cache.
 
-Source: DeepSeek-V2, arXiv 2405.04434, section 2.1: keys are a per-head part and a rotary part shared by all heads; in decode the up-projections are
-absorbed, so that every head attends to one latent vector per token.
+Source: DeepSeek-V2, arXiv 2405.04434, section 2.1: keys are a per-head part and a rotary part shared by all heads; in decode the
+up-projections are absorbed, so that every head attends to one latent vector per token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .attention import visible
 from .device import has_tma, n_sms
 from .draw import Draw
 from .paged_attention import PAGE_TOKENS, combine_splits, n_splits, page_table, split_room
-from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined
+from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, launch
 from .tiles import LOG2_E, load_tile, softmax_step, source, store_rows
 
 NOPE, ROPE, VALUE, LATENT = 128, 64, 128, 512
@@ -100,7 +100,8 @@ def _prefill_run(inputs: Inputs, config: Config) -> None:
     q, k, batch = inputs["q"], inputs["k"], inputs["batch"]
     (tokens, heads, _), keys, m, n = q.shape, k.shape[0], config["BLOCK_M"], config["BLOCK_N"]
     tiles = (("q", m, NOPE), ("q_rope", m, ROPE), ("k", n, NOPE), ("k_rope", n, ROPE), ("v", n, VALUE))
-    (q_src, qs), (qr_src, qrs), (k_src, ks), (kr_src, krs), (v_src, _) = (source(inputs[name], block, width) for name, block, width in tiles)
+    found = [source(inputs[name], block, width) for name, block, width in tiles]
+    (q_src, qs), (qr_src, qrs), (k_src, ks), (kr_src, krs), (v_src, _) = found
     _prefill[(cdiv(tokens // batch, m), heads, batch)](
         q_src, qr_src, k_src, kr_src, v_src, inputs["out"], tokens // batch, keys // batch, tokens, keys, qs, qrs, ks, krs,
         LOG2_E / math.sqrt(NOPE + ROPE), NOPE=NOPE, ROPE=ROPE, TMA=has_tma(q), **config,
@@ -135,8 +136,8 @@ def _prefill_bytes(shape: Shape, dtype: str) -> float:
 
 def _prefill_configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     if dtype == "float32":
-        return ({"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},)
-    return ({"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2})
+        return (launch(4, 1, BLOCK_M=32, BLOCK_N=32),)
+    return (launch(8, 2, BLOCK_M=128, BLOCK_N=64), launch(4, 2, BLOCK_M=64, BLOCK_N=32))
 
 
 def _decode_inputs(shape: Shape, dtype: str, draw: Draw) -> Inputs:
@@ -195,8 +196,8 @@ def _decode_bytes(shape: Shape, dtype: str) -> float:
 
 def _decode_configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     if dtype == "float32":
-        return ({"HEADS": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},)
-    return ({"HEADS": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}, {"HEADS": 16, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1})
+        return (launch(4, 1, HEADS=16, BLOCK_N=32),)
+    return (launch(4, 2, HEADS=16, BLOCK_N=32), launch(8, 1, HEADS=16, BLOCK_N=64))
 
 
 _PREFILL = tuple(s for s in grid(batch_size=(1, 4, 16), seq_len=(128, 1024, 4096, 16384), prefix_len=(0, 8192), num_heads=(16, 128))
@@ -208,7 +209,7 @@ SPECS = (
     KernelSpec(
         name="mla_prefill",
         family="mla_context",
-        dtypes=("bfloat16", "float16"),
+        dtypes=("bfloat16",),
         outputs=("out",),
         make_inputs=_prefill_inputs,
         run=_prefill_run,
@@ -225,7 +226,7 @@ SPECS = (
     KernelSpec(
         name="mla_decode",
         family="mla_generation",
-        dtypes=("bfloat16", "float16"),
+        dtypes=("bfloat16",),
         outputs=("out",),
         make_inputs=_decode_inputs,
         run=_decode_run,

@@ -5,12 +5,14 @@ Launch shapes depend on sizes only, never on the routing, so that a whole layer 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from .draw import Draw
-from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, next_power_of_2
+from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, launch, next_power_of_2
 
 
 @triton.jit
@@ -197,11 +199,11 @@ def _no_flops(shape: Shape, dtype: str) -> float:
 def configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     """Launch configurations to try: tiles grow with the rows that an expert gets (float32 runs under the interpreter: one small tile)."""
     if dtype == "float32":
-        return ({"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},)
+        return (launch(4, 2, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32),)
     per_expert = int(shape["num_tokens"]) * int(shape["topk"]) / int(shape["num_experts"])
-    small = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}
-    middle = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
-    large = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+    small = launch(4, 4, BLOCK_M=16, BLOCK_N=64, BLOCK_K=64)
+    middle = launch(4, 3, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64)
+    large = launch(8, 3, BLOCK_M=128, BLOCK_N=64, BLOCK_K=64)
     return (small, middle) if per_expert <= 16 else (middle, large)
 
 
@@ -219,11 +221,11 @@ CHECKS = (
     _check(40, 72, 48, 2, 8, "balanced"), _check(33, 130, 65, 3, 7, "power_law_1.2"), _check(1, 64, 32, 2, 4, "balanced"),
     _check(70, 64, 40, 4, 16, "power_law_1.01"),
 )  # fmt: skip
-_COMMON = {"make_inputs": _make_inputs, "shapes": _SHAPES, "checks": CHECKS, "configs": configs}
+_COMMON: dict[str, Any] = {"make_inputs": _make_inputs, "shapes": _SHAPES, "checks": CHECKS, "configs": configs}
 
 SPECS = (
     KernelSpec(
-        name="moe_layer", family="moe", dtypes=("bfloat16", "float16"), outputs=("out",), run=_run_layer, reference=_reference_layer,
+        name="moe_layer", family="moe", dtypes=("bfloat16",), outputs=("out",), run=_run_layer, reference=_reference_layer,
         flops=_flops, moved_bytes=_moved_bytes, tolerance_factor=2.0, **_COMMON,
     ),
     KernelSpec(

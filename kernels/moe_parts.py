@@ -94,7 +94,7 @@ SPECS = (
     KernelSpec(
         name="grouped_gemm",
         family="grouped_gemm",
-        dtypes=("bfloat16", "float16"),
+        dtypes=("bfloat16",),
         outputs=("out",),
         make_inputs=_gemm_inputs,
         run=_gemm_run,

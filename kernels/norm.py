@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -152,8 +153,8 @@ def _rope_configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
 _TOKENS = (1, 16, 128, 1024, 4096, 16384, 65536)
 
 
-def _spec(name: str, outputs: tuple[str, ...], parts: tuple[Callable[..., object], ...], shapes: tuple[Shape, ...], checks: tuple[Shape, ...],
-          configs: Callable[[Shape, str], tuple[Config, ...]]) -> KernelSpec:  # fmt: skip
+def _spec(name: str, outputs: tuple[str, ...], parts: tuple[Callable[..., Any], ...], shapes: tuple[Shape, ...],
+          checks: tuple[Shape, ...], configs: Callable[[Shape, str], tuple[Config, ...]]) -> KernelSpec:  # fmt: skip
     make_inputs, run, reference, moved_bytes = parts
     return KernelSpec(
         name=name, family="elementwise", dtypes=("bfloat16",), outputs=outputs, make_inputs=make_inputs, run=run, reference=reference,
@@ -164,7 +165,7 @@ def _spec(name: str, outputs: tuple[str, ...], parts: tuple[Callable[..., object
 SPECS = (
     _spec("rms_norm", ("out", "residual_out"), (_norm_inputs, _norm_run, _norm_reference, _norm_bytes),
           grid(num_tokens=_TOKENS, hidden_size=(2048, 4096, 8192)),
-          ({"num_tokens": 5, "hidden_size": 200}, {"num_tokens": 3, "hidden_size": 1025}, {"num_tokens": 1, "hidden_size": 1}), _row_configs),
+          grid(num_tokens=(5,), hidden_size=(1, 200, 1025)), _row_configs),
     _spec("rope", ("out",), (_rope_inputs, _rope_run, _rope_reference, _rope_bytes),
           grid(num_tokens=_TOKENS, num_heads=(8, 40), head_dim=(64, 128)),
           ({"num_tokens": 9, "num_heads": 5, "head_dim": 64}, {"num_tokens": 70, "num_heads": 2, "head_dim": 128}), _rope_configs),

@@ -11,7 +11,7 @@ import triton.language as tl
 from .attention import attend
 from .device import n_sms
 from .draw import Draw
-from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, next_power_of_2
+from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, launch, next_power_of_2
 from .tiles import LOG2_E, softmax_step
 
 PAGE_TOKENS = 16
@@ -145,9 +145,9 @@ def _moved_bytes(shape: Shape, dtype: str) -> float:
 
 def _configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     if dtype == "float32":
-        return ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},)
+        return (launch(4, 2, BLOCK_N=32),)
     wide = 64 if int(shape["head_dim"]) > 128 else 128
-    return ({"BLOCK_N": 64, "num_warps": 4, "num_stages": 3}, {"BLOCK_N": wide, "num_warps": 4, "num_stages": 2})
+    return (launch(4, 3, BLOCK_N=64), launch(4, 2, BLOCK_N=wide))
 
 
 def _check(batch: int, length: int, heads: int, kv_heads: int, dim: int, **more: int | str) -> Shape:
@@ -163,7 +163,7 @@ SPECS = (
     KernelSpec(
         name="paged_decode",
         family="attention_generation",
-        dtypes=("bfloat16", "float16"),
+        dtypes=("bfloat16",),
         outputs=("out",),
         make_inputs=_make_inputs,
         run=_run,

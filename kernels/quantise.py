@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -48,7 +49,8 @@ def _dequantise(codes, scales, out, n_rows, BITS: tl.constexpr, HALF: tl.constex
     ok = (row < n_rows)[:, None]
     scale = tl.load(scales + row, mask=row < n_rows, other=0.0)[:, None]
     if BITS == 8:
-        first, second = tl.load(codes + at, mask=ok, other=0.0).to(tl.float32), tl.load(codes + at + HALF, mask=ok, other=0.0).to(tl.float32)
+        first = tl.load(codes + at, mask=ok, other=0.0).to(tl.float32)
+        second = tl.load(codes + at + HALF, mask=ok, other=0.0).to(tl.float32)
     else:
         packed = tl.load(codes + row[:, None].to(tl.int64) * HALF + tl.arange(0, HALF)[None, :], mask=ok, other=0).to(tl.int32)
         first, second = (packed & 15).to(tl.float32) - 8.0, (packed >> 4).to(tl.float32) - 8.0
@@ -121,10 +123,7 @@ def _quantise_reference(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 def _dequantise_reference(inputs: Inputs) -> dict[str, torch.Tensor]:
     codes = inputs["codes"]
-    if inputs["target"] == "int4":
-        values = torch.cat([codes & 15, codes >> 4], 2).double() - 8
-    else:
-        values = codes.double()
+    values = torch.cat([codes & 15, codes >> 4], 2).double() - 8 if inputs["target"] == "int4" else codes.double()
     return {"out": values * inputs["scales"].double()[:, :, None]}
 
 
@@ -150,21 +149,22 @@ def _check(tokens: int, heads: int, dim: int, target: str) -> Shape:
 _SIZES = grid(num_tokens=(64, 1024, 8192, 65536, 262144), num_kv_heads=(8,), head_dim=(128,))
 
 
-def _spec(name: str, outputs: tuple[str, ...], parts: tuple[Callable[..., object], ...], targets: tuple[str, ...], checks: tuple[Shape, ...],
-          least: int) -> KernelSpec:  # fmt: skip
+def _spec(name: str, outputs: tuple[str, ...], parts: tuple[Callable[..., Any], ...], targets: tuple[str, ...],
+          checks: tuple[Shape, ...], gpu_checks: tuple[Shape, ...], least: int) -> KernelSpec:  # fmt: skip
     make_inputs, run, reference = parts
     return KernelSpec(
         name=name, family="kv_quant", dtypes=("bfloat16",), outputs=outputs, make_inputs=make_inputs, run=run, reference=reference,
-        flops=_no_flops, moved_bytes=_moved_bytes, shapes=joined(_SIZES, tuple({"kv_cache_dtype": t} for t in targets)), checks=checks,
-        configs=_configs, min_capability={"bfloat16": least}, tolerance_factor=2.0,
+        flops=_no_flops, moved_bytes=_moved_bytes, shapes=joined(_SIZES, grid(kv_cache_dtype=targets)), checks=checks,
+        gpu_checks=gpu_checks, configs=_configs, min_capability={"bfloat16": least}, tolerance_factor=2.0,
         aot_shapes=tuple(_check(8192, 8, 128, t) for t in targets),
     )  # fmt: skip
 
 
 _OUT, _BACK = (_quantise_inputs, _quantise_run, _quantise_reference), (_dequantise_inputs, _dequantise_run, _dequantise_reference)
 SPECS = (
-    _spec("kv_quantise", ("codes", "scales"), _OUT, ("int8", "int4"), (_check(9, 3, 64, "int8"), _check(70, 2, 128, "int4")), 70),
-    _spec("kv_dequantise", ("out",), _BACK, ("int8", "int4"), (_check(9, 3, 64, "int4"), _check(33, 2, 128, "int8")), 70),
-    _spec("kv_quantise_fp8", ("codes", "scales"), _OUT, ("fp8",), (_check(9, 3, 64, "fp8_wide"), _check(33, 2, 128, "fp8_wide")), 89),
-    _spec("kv_dequantise_fp8", ("out",), _BACK, ("fp8",), (_check(9, 3, 64, "fp8"), _check(65, 1, 128, "fp8")), 89),
-)
+    _spec("kv_quantise", ("codes", "scales"), _OUT, ("int8", "int4"), (_check(9, 3, 64, "int8"), _check(70, 2, 128, "int4")), (), 70),
+    _spec("kv_dequantise", ("out",), _BACK, ("int8", "int4"), (_check(9, 3, 64, "int4"), _check(33, 2, 128, "int8")), (), 70),
+    _spec("kv_quantise_fp8", ("codes", "scales"), _OUT, ("fp8",), (_check(9, 3, 64, "fp8_wide"), _check(33, 2, 128, "fp8_wide")),
+          (_check(9, 3, 64, "fp8"), _check(70, 2, 128, "fp8")), 89),
+    _spec("kv_dequantise_fp8", ("out",), _BACK, ("fp8",), (_check(9, 3, 64, "fp8"), _check(65, 1, 128, "fp8")), (), 89),
+)  # fmt: skip

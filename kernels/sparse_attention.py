@@ -1,7 +1,7 @@
 """Block-sparse causal prefill: each tile of queries visits a list of key blocks and then a list of single key columns.
 
-Patterns: ``a_shape`` (first block and a local band), ``vertical_slash`` (block diagonals and single columns), ``block_topk`` (the blocks whose mean
-key scores highest against the mean query). Source: MInference, arXiv 2407.02490, section 3; MoBA, arXiv 2502.13189, section 2.
+Patterns: ``a_shape`` (first block and a local band), ``vertical_slash`` (block diagonals and single columns), ``block_topk`` (the blocks
+whose mean key scores highest against the mean query). Source: MInference, arXiv 2407.02490, section 3; MoBA, arXiv 2502.13189, section 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 from .attention import attend, visible
 from .device import has_tma
 from .draw import Draw
-from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined
+from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, grid, joined, launch
 from .tiles import LOG2_E, load_tile, softmax_step, source, store_rows
 
 BLOCK = 64
@@ -33,7 +33,7 @@ def _sparse(q, k, v, k_ptr, v_ptr, out, blocks, counts, columns, n_tokens, n_slo
     acc = tl.zeros((BLOCK, D), dtype=tl.float32)
     top = tl.full((BLOCK,), -1.0e30, dtype=tl.float32)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for slot in range(0, tl.load(counts + lists)):
+    for slot in range(tl.load(counts + lists)):
         at = tl.load(blocks + lists.to(tl.int64) * n_slots + slot) * BLOCK
         k_tile = load_tile(k, at, n_tokens, col, k_stride, BLOCK, D, TMA)
         seen = (at + tl.arange(0, BLOCK))[None, :] <= rows[:, None]
@@ -67,8 +67,9 @@ def block_lists(shape: Shape, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.T
     tiles, slots, _ = _kept(shape)
     tile = torch.arange(tiles, device=q.device)
     if shape["pattern"] == "block_topk":
-        pooled = [torch.nn.functional.pad(t.float(), (0, 0, 0, 0, 0, tiles * BLOCK - len(t))).unflatten(0, (tiles, BLOCK)).mean(1) for t in (q, k)]
-        scores = torch.einsum("qhd,khd->hqk", pooled[0], pooled[1].repeat_interleave(q.shape[1] // k.shape[1], 1))
+        padded = [torch.nn.functional.pad(t.float(), (0, 0, 0, 0, 0, tiles * BLOCK - len(t))) for t in (q, k)]
+        mean_q, mean_k = (t.unflatten(0, (tiles, BLOCK)).mean(1) for t in padded)
+        scores = torch.einsum("qhd,khd->hqk", mean_q, mean_k.repeat_interleave(q.shape[1] // k.shape[1], 1))
         scores = scores.masked_fill(tile[None, :] == tile[:, None], math.inf).masked_fill(tile[None, :] > tile[:, None], -math.inf)
         best = scores.topk(slots)
         lists = torch.where(best.values == -math.inf, -1, best.indices)
@@ -113,8 +114,9 @@ def _run(inputs: Inputs, config: Config) -> None:
     (tokens, heads, dim), lists, columns = q.shape, inputs["blocks"], inputs["columns"]
     (q_src, q_stride), (k_src, k_stride), (v_src, _) = (source(t, BLOCK, dim) for t in (q, k, v))
     _sparse[(cdiv(tokens, BLOCK), heads)](
-        q_src, k_src, v_src, k, v, inputs["out"], lists, inputs["counts"], columns, tokens, lists.shape[2], columns.shape[2], heads, q_stride,
-        k_stride, LOG2_E / math.sqrt(dim), GROUP=heads // k.shape[1], COLUMNS=columns.shape[2] > 0, D=dim, TMA=has_tma(q), BLOCK=BLOCK, **config,
+        q_src, k_src, v_src, k, v, inputs["out"], lists, inputs["counts"], columns, tokens, lists.shape[2], columns.shape[2], heads,
+        q_stride, k_stride, LOG2_E / math.sqrt(dim), GROUP=heads // k.shape[1], COLUMNS=columns.shape[2] > 0, D=dim, TMA=has_tma(q),
+        BLOCK=BLOCK, **config,
     )  # fmt: skip
 
 
@@ -159,12 +161,13 @@ def _moved_bytes(shape: Shape, dtype: str) -> float:
 
 def _configs(shape: Shape, dtype: str) -> tuple[Config, ...]:
     if dtype == "float32":
-        return ({"num_warps": 4, "num_stages": 1},)
-    return ({"num_warps": 4, "num_stages": 3}, {"num_warps": 4, "num_stages": 2})
+        return (launch(4, 1),)
+    return (launch(4, 3), launch(4, 2))
 
 
 def _check(pattern: str, length: int, kept: int, dim: int = 64, columns: int = 0) -> Shape:
-    return {"pattern": pattern, "seq_len": length, "kept_tokens": kept, "num_heads": 2, "num_kv_heads": 1, "head_dim": dim, "vertical_columns": columns}
+    sizes: Shape = {"seq_len": length, "kept_tokens": kept, "num_heads": 2, "num_kv_heads": 1, "head_dim": dim}
+    return {"pattern": pattern, "vertical_columns": columns, **sizes}
 
 
 _HEADS = ({"num_heads": 32, "num_kv_heads": 8, "head_dim": 128},)
@@ -174,7 +177,7 @@ SPECS = (
     KernelSpec(
         name="sparse_attention",
         family="attention_sparse",
-        dtypes=("bfloat16", "float16"),
+        dtypes=("bfloat16",),
         outputs=("out",),
         make_inputs=_make_inputs,
         run=_run,

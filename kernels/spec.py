@@ -48,7 +48,8 @@ class KernelSpec:
 
     ``run`` writes the tensors ``outputs`` of its inputs and nothing else; ``reference`` returns the same tensors computed in float64 on
     the CPU. ``flops`` and ``moved_bytes`` are the least work of one call: multiply-add = 2 FLOPs, each input read once, each output
-    written once.
+    written once, over ``channel`` (device memory or the host link). ``gpu_checks`` are checked on a GPU only, where Triton's interpreter is
+    known to be wrong.
     """
 
     name: str
@@ -64,15 +65,22 @@ class KernelSpec:
     checks: tuple[Shape, ...]
     configs: Callable[[Shape, str], tuple[Config, ...]] = lambda shape, dtype: ({},)
     aot_shapes: tuple[Shape, ...] = ()
+    gpu_checks: tuple[Shape, ...] = ()
     framework: str = TRITON
     check_dtypes: tuple[str, ...] = ("float16", "float32")
     min_capability: Mapping[str, int] = field(default_factory=dict)
-    n_gpus: int = 1
+    channel: str = "hbm"
+    modes: tuple[str, ...] = ("graph", "eager")
     tolerance_factor: float = 1.0
 
     def supports(self, dtype: str, capability: int) -> bool:
         """Whether a GPU of this compute capability (80, 90, 100, …) can run the kernel in this dtype."""
         return capability >= self.min_capability.get(dtype, 70)
+
+
+def launch(num_warps: int, num_stages: int, **sizes: int) -> Config:
+    """A configuration: tile sizes by name, warps, pipeline stages."""
+    return {**sizes, "num_warps": num_warps, "num_stages": num_stages}
 
 
 def grid(**axes: tuple[int | str, ...]) -> tuple[Shape, ...]:
