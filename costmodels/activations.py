@@ -11,6 +11,7 @@ from .context import ulysses_heads
 from .op import Floats
 from .shard import Shard
 
+
 def attention_widths(model: ModelSpec, plan: ParallelPlan, cut: Shard) -> tuple[Floats, Floats, Floats]:
     """(query, key + value, output) elements per local token inside attention, padded and replicated heads of a Ulysses group included."""
     degree = _inner(plan)
@@ -66,7 +67,8 @@ def ffn_saved(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framework, *
     if not moe:
         return hidden + wide * cut.tokens * cut.ffn
     rows = cut.sp_tokens * model.top_k * np.asarray(plan.expert_tp, float)
-    routed = rows * (wide * cut.expert_ffn + model.hidden * element_bytes(plan))  # the permuted input; combining weights are applied before it
+    # the permuted input once: combining weights are applied before the second matmul
+    routed = rows * (wide * cut.expert_ffn + model.hidden * element_bytes(plan))
     return hidden + routed + wide * cut.tokens * cut.shared_ffn
 
 

@@ -91,7 +91,8 @@ def _ring(
     work = Collective(op="p2p", n_bytes=kv_bytes, n_ranks=degree, stride=plan.tp if stride is None else stride)
     # each block's output joins the fp32 running output: two reads and a write
     merge = Stream(n_bytes=3 * 4.0 * cut.batch * n * heads * model.v_dim)
-    return own, rest, Op(name="ring-merge", work=merge, count=hops), Op(name="ring-kv", work=work, lane="cp", count=hops / 2 if plan.cp_kind == "helper" else hops)
+    messages = hops / 2 if plan.cp_kind == "helper" else hops
+    return own, rest, Op(name="ring-merge", work=merge, count=hops), Op(name="ring-kv", work=work, lane="cp", count=messages)
 
 
 def _hybrid(model: ModelSpec, plan: ParallelPlan, cut: Shard, window: int) -> tuple[Op, ...]:

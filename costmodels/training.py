@@ -117,7 +117,8 @@ def _stage_time(
     mean = (model.n_layers * one + last_extra + first_extra) / np.asarray(plan.pp, float)
     return {
         "fwd": compute_f + comm_f, "bwd": compute_b + comm_b, "wgrad": compute_w, "mean": mean,
-        "compute": compute_f + compute_b + compute_w, "tp": n * (layer.tp_fwd_s + layer.tp_bwd_s), "cp": n * (layer.cp_fwd_s + layer.cp_bwd_s),
+        "compute": compute_f + compute_b + compute_w, "tp": n * (layer.tp_fwd_s + layer.tp_bwd_s),
+        "cp": n * (layer.cp_fwd_s + layer.cp_bwd_s),
         "ep": n * (layer.ep_fwd_s + layer.ep_bwd_s),
         "offload": copy_f + copy_b, "flops": n * layer.flops + head * head_flops,
     }  # fmt: skip

@@ -20,8 +20,9 @@ from roofplan.scenarios.plan import ParallelPlan
 from roofplan.scenarios.workload import TrainWorkload
 
 SECONDS = (
-    ["compute_s", "bubble_s", "exposed_tp_s", "exposed_cp_s", "exposed_ep_s", "exposed_dp_s", "exposed_pp_s", "exposed_offload_s", "optimizer_s", "overhead_s"]
-)
+    "compute_s", "bubble_s", "exposed_tp_s", "exposed_cp_s", "exposed_ep_s", "exposed_dp_s", "exposed_pp_s",
+    "exposed_offload_s", "optimizer_s", "overhead_s",
+)  # fmt: skip
 
 
 def step(name: str, cluster: str, n_gpus: int, seq: int, batch: int = 1, **plan: Any) -> StepCost:
