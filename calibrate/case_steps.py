@@ -12,7 +12,9 @@ from ..costmodels.layer_time import layer_time
 from ..costmodels.moe_volume import narrow_flops
 from ..costmodels.op import price
 from ..costmodels.overlap import exposed
+from ..costmodels.sequence_volume import linear_state
 from ..costmodels.shard import shard
+from ..costmodels.state_scan import best_all_scan_s, gather_states_s
 from ..costmodels.transformer import backward
 from ..scenarios.errors import BadInput
 from ..scenarios.plan import ParallelPlan
@@ -155,7 +157,7 @@ def optimizer(case: Case) -> float:
 
 
 def narrow_speedup(case: Case) -> float:
-    """Step time over that with all-to-alls at ``numbers.dim_scale`` of the width, whose projections run at the layout's own compute rate."""
+    """Step time over that with all-to-alls at ``numbers.dim_scale`` of the width; its projections run at the layout's compute rate."""
     layout, model, scale = case.layout, model_of(case.layout), case.numbers["dim_scale"]
     cost = step(layout)
     whole, messages, compute = (scalar(part) for part in (cost.step_time_s, cost.exposed_ep_s, cost.compute_s))
@@ -203,6 +205,23 @@ def _context_s(layout: Layout, plan: ParallelPlan, both: bool) -> float:
             lanes[op.lane] += scalar(op.count * np.asarray(price(op.work, system)))
         total += lanes["compute"] + scalar(exposed(lanes["cp"], lanes["compute"], system.framework.overlap_cp_frac))
     return total
+
+
+def state_scan_ms(case: Case) -> float:
+    """Milliseconds of an All-Scan of one layer's fp32 state over the layout's GPUs, at its best number of blocks."""
+    network, state = system_of(case.layout).network, _state_bytes(case)
+    return 1e3 * best_all_scan_s(network, state, case.layout.n_gpus)
+
+
+def state_gather_ms(case: Case) -> float:
+    """Milliseconds of the all-gather of the same states."""
+    network, state = system_of(case.layout).network, _state_bytes(case)
+    return 1e3 * scalar(gather_states_s(network, state, case.layout.n_gpus))
+
+
+def _state_bytes(case: Case) -> float:
+    n = case.numbers
+    return scalar(linear_state(1.0, n["heads"], n["key_dim"], n["value_dim"], element_bytes=4.0))
 
 
 def _baseline(case: Case) -> Layout:
