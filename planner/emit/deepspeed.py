@@ -60,10 +60,10 @@ def check_expressible(job: Job) -> None:
     if plan.precision not in ("bf16", "fp16", "fp32"):
         raise CannotExpress(f"precision={plan.precision}: no DeepSpeed key", "bf16, or Megatron-LM with Transformer Engine")
     if plan.optimizer in ("mezo", "adamw-8bit"):
-        nearest = "sgd" if plan.optimizer == "mezo" else "adamw-bf16"
+        nearest = "sgd" if plan.optimizer == "mezo" else "lion, whose state is half of AdamW's"
         raise CannotExpress(f"optimizer={plan.optimizer} is research-only here: no DeepSpeed key", f"optimizer={nearest}")
-    if plan.optimizer == "adamw-bf16" and plan.precision != "bf16":
-        raise CannotExpress("optimizer=adamw-bf16 needs precision=bf16", "optimizer=adamw")
+    if plan.optimizer == "adamw-bf16":
+        raise CannotExpress("optimizer=adamw-bf16: DeepSpeed keeps bf16 moments only with bf16 master weights", "adamw, or Megatron-LM")
     _check_offload(job)
 
 
@@ -138,10 +138,7 @@ def _precision(job: Job) -> dict[str, Any]:
         return {"fp16": {"enabled": True}}
     if job.plan.precision == "fp32":
         return {}
-    bf16: dict[str, Any] = {"enabled": True}
-    if job.plan.optimizer == "adamw-bf16":
-        bf16 |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
-    return {"bf16": bf16}
+    return {"bf16": {"enabled": True}}
 
 
 def _optimizer(job: Job) -> dict[str, Any]:

@@ -23,8 +23,6 @@ def emit(job: Job) -> dict[str, str]:
     """train.py, parts.py, plan.json and config.json; CannotExpress where DeepSpeed or the model family sets the limit."""
     deepspeed.check_expressible(job)
     check_recompute(job)
-    if job.plan.precision == "fp16":
-        raise CannotExpress("precision=fp16: train.py keeps no loss scale", "precision=bf16")
     return {"train.py": template("train.py"), **shared_files(job)}
 
 

@@ -15,27 +15,34 @@ LR = 8.0  # large, so that an update is not lost in the rounding of weights near
 BOUND = 1e-5
 
 
-def make_tiny(folder: Path) -> Path:
-    """A tiny random-weight Llama (8 query heads on 2 KV heads, so SP = 4 replicates KV; several MLP tiles a rank) and random tokens."""
-    config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, vocab_size=VOCAB,
-        max_position_embeddings=SEQ, use_cache=False, initializer_range=0.1,
-    )  # fmt: skip
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "vocab_size": VOCAB, "max_position_embeddings": SEQ, "use_cache": False, "initializer_range": 0.1, "head_dim": 4,
+}  # fmt: skip
+FAMILIES = {
+    "llama": lambda: transformers.LlamaConfig(**SHAPE),
+    "qwen3-tied": lambda: transformers.Qwen3Config(**SHAPE, tie_word_embeddings=True),
+    "mixtral": lambda: transformers.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+}
+"""Tiny models: 8 query heads on 2 KV heads, so SP = 4 replicates KV; several MLP tiles a rank; QK norm, tied embeddings, experts."""
+
+
+def make_tiny(family: str, folder: Path) -> Path:
+    """A tiny random-weight model of one family and random tokens."""
     torch.manual_seed(1)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    rng = np.random.default_rng(0)
-    np.save(folder / "tokens.npy", rng.integers(0, VOCAB, size=40 * SEQ + 1))
+    transformers.AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(folder)
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, VOCAB, size=40 * SEQ + 1))
     return folder
 
 
 def parameters_of(folder: Path) -> dict[str, Any]:
-    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def reference(tiny: Path, batch: int, clip: float) -> dict[str, Any]:
     """Parameters after STEPS of plain single-process SGD on the same sequences, all logits at once, eager attention, no checkpointing."""
-    model = transformers.LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation="eager").train()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation="eager").train()
     tokens = torch.from_numpy(np.load(tiny / "tokens.npy"))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     for step in range(STEPS):

@@ -26,7 +26,6 @@ RUNS: dict[str, dict[str, Any]] = {
         "tiled_mlp": 1, "fused_loss": 1,
     },
     "remat": {"cp": 2, "cp_kind": "ulysses", "zero_stage": 3, "recompute": "remat", "offload_activations": 0.5, "fused_loss": 1},
-    "bf16-states": {"dp": 2, "zero_stage": 2, "optimizer": "adamw-bf16"},
     "fp32-sgd": {"dp": 2, "zero_stage": 3, "precision": "fp32", "optimizer": "sgd"},
     "eight-way-plan": {"cp": 8, "cp_kind": "ulysses", "zero_stage": 3, "recompute": "full"},
 }  # fmt: skip

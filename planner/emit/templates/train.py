@@ -47,7 +47,7 @@ def deepspeed_config(args, plan):
 
 def load_model(args, config, ds_config, plan):
     """The model in the training dtype; under ZeRO-3 its weights are sharded as they are made, never whole on one rank."""
-    dtype = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[plan["precision"]]
     kind = parts.attention_kind(plan)
     alive = HfDeepSpeedConfig(ds_config) if plan["zero_stage"] == 3 else None
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -43,25 +43,35 @@ def shard_tensors(model, mesh):
     split, whole = Shard(1), Replicate()
     layer_plan = {
         "input_layernorm": SequenceParallel(),
-        "post_attention_layernorm": SequenceParallel(),
+        "post_attention_layernorm": SequenceParallel(use_local_output=True),
         "self_attn": PrepareModuleInput(input_kwarg_layouts={"hidden_states": split}, desired_input_kwarg_layouts={"hidden_states": whole}),
         "self_attn.q_proj": ColwiseParallel(),
         "self_attn.k_proj": ColwiseParallel(),
         "self_attn.v_proj": ColwiseParallel(),
+        "self_attn.q_norm": SequenceParallel(sequence_dim=2, use_local_output=True),  # of each rank's own heads, where a model has it
+        "self_attn.k_norm": SequenceParallel(sequence_dim=2, use_local_output=True),
         "self_attn.o_proj": RowwiseParallel(output_layouts=split),
-        "mlp": PrepareModuleInput(input_layouts=split, desired_input_layouts=whole),
         "mlp.gate_proj": ColwiseParallel(),
         "mlp.up_proj": ColwiseParallel(),
         "mlp.down_proj": RowwiseParallel(output_layouts=split),
     }
     for layer in model.model.layers:
-        parallelize_module(layer, mesh, layer_plan)
+        present = {name: style for name, style in layer_plan.items() if not name.endswith("_norm") or hasattr(layer.self_attn, name[10:])}
+        parallelize_module(layer, mesh, present)
+        layer.mlp.forward = gathered(layer.mlp.forward, mesh)
     ends = {
         "model.embed_tokens": RowwiseParallel(input_layouts=whole, output_layouts=split),
         "model.norm": SequenceParallel(use_local_output=True),
         "lm_head": ColwiseParallel(input_layouts=split, output_layouts=Shard(-1), use_local_output=False),
     }
     parallelize_module(model, mesh, ends)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def gathered(forward, mesh):
+    """``forward`` of the whole of what each tensor rank holds a part of; tiles of the sequence are gathered one by one."""
+    return lambda part: forward(DTensor.from_local(part, mesh, [Shard(1)]).redistribute(placements=[Replicate()]))
 
 
 class VocabSplitLoss(parts.WithLoss):
@@ -82,7 +92,7 @@ class VocabSplitLoss(parts.WithLoss):
 
 def load_model(args, config, plan):
     """Random weights stay on the meta device until they are sharded; given weights are read whole by every rank, then sharded."""
-    kwargs = {"dtype": torch.bfloat16 if plan["optimizer"] == "adamw-bf16" else torch.float32, "attn_implementation": parts.attention_kind(plan)}
+    kwargs = {"dtype": torch.float32, "attn_implementation": parts.attention_kind(plan)}  # the master weights
     if args.weights:
         return AutoModelForCausalLM.from_pretrained(args.weights, **kwargs)
     with torch.device("meta"):
@@ -123,11 +133,11 @@ def main():
 
     torch.manual_seed(0)
     model = load_model(args, config, plan).train()
-    parts.save_memory(model, plan)
     wrapped = parts.WithLoss(model, plan["fused_loss"])
     if plan["tp"] > 1:
         shard_tensors(model, mesh["tp"])
         wrapped = VocabSplitLoss(model, plan["fused_loss"], plan["tp"])
+    parts.save_memory(model, plan)
     shard_data(wrapped, mesh["replicate", "shard"] if plan["hsdp_group"] else mesh["shard"], plan)
     if not args.weights:
         wrapped.to_empty(device="cpu" if plan["offload_params"] else device)
