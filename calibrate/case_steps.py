@@ -35,6 +35,11 @@ def max_seq(case: Case) -> float:
     return longest_fit(layout, token_limit=limit)
 
 
+def fits(case: Case) -> float:
+    """1 if the layout fits in device and host memory, else 0."""
+    return float(np.all(memory(case.layout).fits))
+
+
 def max_seq_ratio(case: Case) -> float:
     """Longest power-of-two sequence of the layout over the baseline's, each at its best degree of its axis; 0 when no baseline fits."""
     ours = longest_of(case.layout, case.words["axis"])

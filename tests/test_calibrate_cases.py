@@ -42,7 +42,7 @@ def test_status_follows_evidence_and_bar() -> None:
 
 
 def test_rows_hold_the_contract() -> None:
-    result = run_cases(select(("bigmac", "deepseekmoe")))
+    result = run_cases(select(("bigmac-volume", "deepseekmoe")))
     keys = {"case", "system", "claim", "class", "metric", "published", "predicted", "error_frac", "tolerance_frac", "status", "note"}
     for row in result["rows"]:
         assert keys <= set(row)
