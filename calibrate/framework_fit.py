@@ -29,6 +29,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "overlap_dp_frac": (0.0, 1.0),
     "overlap_shard_frac": (0.0, 1.0),
     "overlap_tp_frac": (0.0, 1.0),
+    "overlap_tp_backward_frac": (0.0, 1.0),
     "overlap_ep_frac": (0.0, 1.0),
     "sustained_frac": (0.6, 1.0),
     "attention_frac": (0.2, 1.0),

@@ -138,7 +138,8 @@ def _lanes(ops: tuple[Op, ...], prices: list[Floats]) -> tuple[dict[str, Floats]
 def _expose(plan: ParallelPlan, system: System, lanes: dict[str, Floats], phase: str) -> dict[str, Floats]:
     """What each axis adds: tensor messages hide behind matmuls, ring hops behind attention, expert messages behind the rest."""
     fw = system.framework
-    tp = exposed(lanes["tp"], lanes["gemm"], fw.overlap_tp_frac)
+    hides = max(fw.overlap_tp_frac, fw.overlap_tp_backward_frac if phase == "bwd" else 0.0)
+    tp = exposed(lanes["tp"], lanes["gemm"], hides)
     cp = exposed(lanes["ring"], lanes["attention"], fw.overlap_cp_frac) + lanes["a2a"]
     # DualPipe pairs a forward with a backward chunk so that each one's expert messages run under the other's compute
     ep = exposed(lanes["ep"], lanes["compute"], 1.0 if plan.schedule == "dualpipe" else fw.overlap_ep_frac)

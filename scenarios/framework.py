@@ -15,7 +15,8 @@ class Framework:
     tensor rank more when pipelines span nodes.
 
     Overlap: ``overlap_*_frac`` is the part of compute that communication of an axis can hide behind (``dp``: all-reduces and ZeRO-3's
-    gathers; ``shard``: the scatters and gathers of stages 1 and 2). All-reduced gradients travel in messages of ``bucket_bytes``,
+    gathers; ``shard``: the scatters and gathers of stages 1 and 2; ``tp_backward``: at least this in the backward pass, where the weight
+    gradient does not wait for the message). All-reduced gradients travel in messages of ``bucket_bytes``,
     scattered gradients and gathered weights of ``shard_bucket_bytes`` (a layer at a time under ZeRO-3).
 
     Experts: ``two_level_dispatch`` sends a token once to each node and fans out inside; ``dispatch_fp8`` sends it in 8 bits.
@@ -39,6 +40,7 @@ class Framework:
     overlap_dp_frac: float = 0.9
     overlap_shard_frac: float = 0.9
     overlap_tp_frac: float = 0.0
+    overlap_tp_backward_frac: float = 0.0
     overlap_cp_frac: float = 1.0
     overlap_ep_frac: float = 0.0
     two_level_dispatch: bool = True
