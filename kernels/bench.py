@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .collective import group_sizes, measure_collectives
 from .device import Device, clock_mhz, find_device
 from .draw import Draw
 from .point import DeviceLost, MeasureFailed, Point, Row
@@ -77,7 +78,7 @@ def n_sets(one_set_bytes: int, l2_bytes: int, free_bytes: int) -> int:
 
 
 class GpuBench:
-    """Measures points on the first CUDA GPU. ``describe``, ``ceilings``, ``points`` and ``measure`` are what a calibration run needs."""
+    """Measures points on the first CUDA GPU. A calibration run needs its public methods."""
 
     def __init__(self, device: Device, seed: int = 0) -> None:
         self.device = device
@@ -102,6 +103,13 @@ class GpuBench:
             point_of(specs["cublas_gemm"], {"m": 8192, "n": 8192, "k": 8192}, "bfloat16"),
         ]
 
+    def collectives(self) -> list[Point]:
+        """One point for each group of 2, 4, 8, … GPUs of this machine: all collectives, all message sizes."""
+        return [
+            Point(kernel="torch_nccl", family="nccl", framework=TORCH, dtype="bfloat16", shape={"num_gpus": n}, flops=0.0, moved_bytes=0.0)
+            for n in group_sizes(self.device.n_gpus)
+        ]
+
     def points(self) -> list[Point]:
         """Every registered shape this card can run and hold."""
         return [p for p in candidates(self.device.capability) if p.moved_bytes < 0.2 * self.device.hbm_bytes]
@@ -109,7 +117,7 @@ class GpuBench:
     def measure(self, point: Point) -> list[Row]:
         """One row per mode. Raises MeasureFailed if this point cannot run here, DeviceLost if nothing can any more."""
         try:
-            return list(self._rows(point))
+            return measure_collectives(int(point.shape["num_gpus"])) if point.family == "nccl" else list(self._rows(point))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             raise MeasureFailed("the GPU's memory is too small") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +17,10 @@ from .point import Row
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "alltoall", "p2p")
 SIZES = tuple(2**i for i in range(10, 31, 2))
 """Message bytes as nccl-tests counts them: all-gather its output, reduce-scatter its input, all-to-all the buffer of one rank."""
+
+_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""Newer torch names first: the older ones warn."""
 
 
 def buffers(op: str, n_bytes: int, n_ranks: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,9 +38,9 @@ def call(op: str, source: torch.Tensor, out: torch.Tensor) -> None:
     if op == "all_reduce":
         dist.all_reduce(source)
     elif op == "all_gather":
-        dist.all_gather_into_tensor(out, source)
+        _GATHER(out, source)
     elif op == "reduce_scatter":
-        dist.reduce_scatter_tensor(out, source)
+        _SCATTER(out, source)
     elif op == "alltoall":
         dist.all_to_all_single(out, source)
     elif dist.get_rank() == 0:
@@ -101,17 +104,11 @@ def measure_collectives(
     return rows
 
 
-def group_sizes() -> list[int]:
-    """2, 4, 8, … up to the GPUs of this machine."""
-    return [n for n in (2, 4, 8, 16) if n <= torch.cuda.device_count()]
+def group_sizes(n_gpus: int) -> list[int]:
+    """2, 4, 8, 16, as far as there are GPUs."""
+    return [n for n in (2, 4, 8, 16) if n <= n_gpus]
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-if __name__ == "__main__":
-    for ranks in group_sizes() or [int(os.environ.get("ROOFPLAN_CPU_RANKS", "0"))]:
-        for row in measure_collectives(ranks, "nccl" if group_sizes() else "gloo") if ranks else []:
-            print(json.dumps(row))
