@@ -116,7 +116,7 @@ class Cluster:
             raise BadInput(f"n_gpus={n_gpus}, gpus_per_node={per_node}: both must be at least 1")
         if n_gpus > 1_000_000:
             raise BadInput(f"n_gpus={n_gpus:,} is over the limit of 1,000,000")
-        host = self.gpus_per_host or per_node
+        host = min(self.gpus_per_host or per_node, per_node)
         if n_gpus > per_node and n_gpus % per_node and n_gpus % host == 0:
             per_node = max(part for part in range(host, per_node + 1, host) if n_gpus % part == 0)
         if n_gpus > per_node and n_gpus % per_node:

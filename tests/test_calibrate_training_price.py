@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from roofplan.calibrate.training_plan import setting_of
 from roofplan.calibrate.training_price import Priced, batch_of, measured_bytes, price, price_runs
-from roofplan.calibrate.training_rows import read_runs
+from roofplan.calibrate.training_rows import TrainingRun, read_runs
+from roofplan.calibrate.training_score import summarise
 from roofplan.costmodels.memory import train_memory
 from roofplan.costmodels.system import make_system
 from roofplan.costmodels.training import train_step
@@ -104,3 +108,38 @@ def test_labels_travel_with_the_price() -> None:
     priced, _ = price_runs([RUNS["T01203"], RUNS["T01248"]])
     assert [p.ran for p in priced] == [False, True]
     assert all(isinstance(p, Priced) for p in priced)
+
+
+NUMBER_CELLS = (
+    "layers",
+    "heads",
+    "kv_heads",
+    "vocab",
+    "num_gpus",
+    "gpus_per_node",
+    "tp",
+    "pp",
+    "vpp",
+    "cp",
+    "ep",
+    "dp",
+    "micro_batch",
+    "seq_len",
+)
+WORD_CELLS = ("gpu", "interconnect", "cp_kind", "sharding", "precision", "recompute", "offload", "attention", "notes", "source")
+
+
+@given(
+    st.sampled_from(ROWS),
+    st.dictionaries(st.sampled_from(NUMBER_CELLS), st.sampled_from([None, 0, 1, 2, 3, 8, 64, 1000, 10**6, 10**15]), max_size=4),
+    st.dictionaries(
+        st.sampled_from(WORD_CELLS), st.sampled_from(["", "x", "ring", "fsdp", "fp8", "full", "OOM", "H200", "torchtitan"]), max_size=2
+    ),
+)
+@settings(max_examples=150)
+def test_any_row_is_priced_or_skipped_with_a_sentence(run: TrainingRun, numbers: dict[str, int | None], words: dict[str, str]) -> None:
+    changed = dataclasses.replace(run, **numbers, **words)  # type: ignore[arg-type]
+    priced, skipped = price_runs([changed])
+    assert len(priced) + len(skipped) == 1
+    json.dumps(summarise(priced), allow_nan=False)
+    assert all("\n" not in s.why and s.why for s in skipped)
