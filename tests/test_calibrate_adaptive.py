@@ -69,14 +69,14 @@ def test_rough_kernels_get_more_points_than_smooth_ones() -> None:
     assert counts["rough"] > 1.5 * counts["smooth"] > 0
 
 
-def test_points_chosen_by_spread_predict_better_than_points_in_order() -> None:
+def test_points_chosen_by_spread_leave_less_unknown_than_points_in_order() -> None:
     """Worst spread left after 25 points: adaptive placement against the first 25 of the list."""
     adaptive, listed = Sampler(GRID, Ceilings()), Sampler(GRID, Ceilings())
     for i in range(25):
         chosen = adaptive.choose(1e9)
         assert chosen is not None
-        adaptive.tell(chosen.key, 2e-4, 0.3)
-        listed.tell(GRID[i].key, 2e-4, 0.3)
+        adaptive.tell(chosen.key, 2 * Ceilings().floor_s(chosen), 0.3)
+        listed.tell(GRID[i].key, 2 * Ceilings().floor_s(GRID[i]), 0.3)
     assert max(adaptive.spread(p.key) for p in GRID) < 0.5 * max(listed.spread(p.key) for p in GRID)
 
 
