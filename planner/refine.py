@@ -71,8 +71,10 @@ def refine(
             left = _solve_batch(prices, batch, rows[keep], bounds[keep], found, max_solved)
             unexplored = min(unexplored, left)
     gap = max(found.gap_frac, 1 - unexplored / found.best_s if math.isfinite(found.best_s) else 0.0, 0.0)
+    proved = "optimal" if math.isfinite(found.best_s) else "infeasible"
+    complete = gap == 0 and (math.isfinite(found.best_s) or math.isinf(unexplored))
     return found.plans, SolverReport(
-        status="optimal" if gap == 0 else f"stopped after {found.n_solved} programs", gap_frac=gap,
+        status=proved if complete else f"stopped after {found.n_solved} programs", gap_frac=gap,
         wall_s=time.perf_counter() - started, n_solved=found.n_solved, n_refused=found.n_refused, best_s=_finite(found.best_s),
         greedy_s=_finite(found.greedy_s), uniform_s=_finite(uniform_s),
     )  # fmt: skip

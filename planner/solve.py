@@ -67,6 +67,9 @@ def bound_s(p: StageProblem) -> float:
 
     With movable layers only the bytes of one-layer stages are sure to be missing, and stages may be perfectly even.
     """
+    room = p.host_limit_bytes - p.host_fixed_bytes
+    if room < 0:
+        return math.inf
     per_period = p.n_micro + (p.n_stages - 1) / p.vpp
     worst = 0.0
     for r in p.roles:
@@ -76,14 +79,24 @@ def bound_s(p: StageProblem) -> float:
             continue
         rates = [per_period * o.extra_s / o.freed_bytes[r] for o in p.options if o.freed_bytes[r] > 0]
         rates += [p.optimizer_s / p.optimizer_bytes] if p.optimizer_bytes > 0 else []
-        most = (n if not p.partition else p.n_layers) * max((o.freed_bytes[r] for o in p.options), default=0.0) + p.optimizer_bytes
-        if not rates or most < missing * (1 - TOLERANCE):
+        if not rates or _most_freed(p, r, p.n_layers if p.partition else n, room) < missing * (1 - TOLERANCE):
             return math.inf
         worst = max(worst, missing * max(min(rates), 0.0))
     if not p.partition:
         return p.base_s + worst
     mean = (p.n_layers * p.layer_s + p.edge_s["first"] + p.edge_s.get("last", 0.0)) / p.n_stages
     return p.base_s - p.n_micro * max(p.base_period_s - mean, 0.0) + worst
+
+
+def _most_freed(p: StageProblem, role: str, n: int, room_bytes: float) -> float:
+    """No choice frees more bytes: every layer takes the best option without host memory, and as many as fit there a better one."""
+    inside = max((o.freed_bytes[role] for o in p.options if not o.host_bytes), default=0.0)
+    most = n * max(inside, 0.0)
+    for o in p.options:
+        if o.host_bytes:
+            most += min(n, room_bytes / o.host_bytes) * max(o.freed_bytes[role] - inside, 0.0)
+    part = min(1.0, room_bytes / p.optimizer_host_bytes) if p.optimizer_host_bytes > 0 else 1.0
+    return most + part * p.optimizer_bytes
 
 
 def greedy(p: StageProblem) -> StageSolution | None:
