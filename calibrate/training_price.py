@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ NUMBERS = tuple(
     f.name for f in dataclasses.fields(ParallelPlan) if isinstance(f.default, int) and f.name not in ("lora_rank", "expandable_segments")
 )
 """Fields of a plan that may be arrays."""
+Watch = Callable[[Sequence[list[Setting]]], Iterable[list[Setting]]]
+"""Passes batches of runs on, and may show that it does."""
 TUNED_MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 TUNED_VPP = (1, 2, 3, 4, 5, 6, 8, 10)
 
@@ -47,7 +49,7 @@ class Skipped:
     why: str
 
 
-def price_runs(runs: Iterable[TrainingRun]) -> tuple[list[Priced], list[Skipped]]:
+def price_runs(runs: Iterable[TrainingRun], watch: Watch = list) -> tuple[list[Priced], list[Skipped]]:
     """Price every run that can be; the order is the file's. A batch that fails is priced row by row to name the row at fault."""
     priced: dict[str, Priced] = {}
     skipped: list[Skipped] = []
@@ -61,7 +63,7 @@ def price_runs(runs: Iterable[TrainingRun]) -> tuple[list[Priced], list[Skipped]
             skipped.append(Skipped(id=run.id, why=str(error)))
             continue
         groups[group_key(setting)].append(setting)
-    for group in groups.values():
+    for group in watch(list(groups.values())):
         for row in _price_group(group):
             if isinstance(row, Skipped):
                 skipped.append(row)

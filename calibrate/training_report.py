@@ -7,18 +7,19 @@ from typing import Any
 
 from rich.table import Table
 
-from .training_price import Priced, Skipped, price_runs
+from .training_price import Priced, Skipped, Watch, price_runs
 from .training_published import failed_unclear
 from .training_rows import read_runs
 from .training_score import summarise, was_fitted
 
 
-def validate_training(path: Path) -> dict[str, Any]:
+def validate_training(path: Path, watch: Watch = list) -> dict[str, Any]:
     """Price every run of a CSV table and score the prices: ``{"rows", "skipped", "summary"}``; BadFile if the table is broken.
 
     Rows on which a constant of their framework was fitted are marked ``fitted`` and left out of the summary's errors.
+    ``watch`` sees the batches go by.
     """
-    priced, skipped = price_runs(read_runs(path))
+    priced, skipped = price_runs(read_runs(path), watch)
     rows = {item.setting.run.id: _rows(item) for item in priced}
     nothing = [Skipped(id=item.setting.run.id, why=_no_number(item)) for item in priced if not rows[item.setting.run.id]]
     return {

@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from ..scenarios.errors import BadInput, CheckFailed, RoofplanError
@@ -18,6 +20,8 @@ from ..scenarios.reference import select
 from .training_report import tables as training_tables
 from .training_report import validate_training
 from .validate import run_cases
+
+T = TypeVar("T")
 
 
 @click.command()
@@ -53,12 +57,18 @@ def _result(
         flag = "--serving" if serving is not None else "--serving-log"
         raise BadInput(f"{flag}: serving validation is not available in this version; --training FILE.csv and catalogue cases are")
     if training is None:
-        result = run_cases(select(case))
+        result = run_cases(watched(select(case), "cases"))
         return result, [case_table(result)]
     if case:
         raise BadInput(f"CASE {case[0]!r} and --training exclude each other; run them one after the other")
-    result = validate_training(training)
+    result = validate_training(training, lambda groups: watched(groups, "batches of runs"))
     return result, training_tables(result)
+
+
+def watched(items: Sequence[T], what: str) -> Iterable[T]:
+    """The same items with a progress bar on standard error while it is a terminal."""
+    console = Console(stderr=True)
+    return track(items, description=what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _write(result: dict[str, Any], shown: list[Table], json_to: str | None) -> None:
@@ -95,7 +105,8 @@ def case_table(result: dict[str, Any]) -> Table:
     title = f"{s['pass']} pass, {s['miss']} miss, {s['claimed']} claimed (not read in a primary source, shown only)"
     table = Table(title=title, title_justify="left")
     for name in ("case", "system", "metric", "published", "predicted", "error", "bar", "status"):
-        table.add_column(name, justify="right" if name in ("published", "predicted", "error", "bar") else "left")
+        numeric = name in ("published", "predicted", "error", "bar")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric or name in ("case", "status"))
     colours = {"pass": "green", "miss": "red", "claimed": "yellow"}
     for row in result["rows"]:
         table.add_row(
