@@ -38,14 +38,19 @@ def environment(job: Job) -> str:
 def torchrun(job: Job, training_script: str) -> str:
     """A torchrun launcher: on several nodes it is started on each, with MASTER_ADDR naming one of them and NODE_RANK counting them."""
     what = f"{job.world} ranks of {training_script} on {job.nodes} node(s); arguments go to the script"
-    text = HEAD.format(what=what) + environment(job)
+    return HEAD.format(what=what) + environment(job) + torchrun_command(job, training_script)
+
+
+def torchrun_command(job: Job, program: str, arguments: str = "") -> str:
+    """The line that starts ``program`` on every rank of this node, with its own arguments and then the launcher's."""
+    tail = f'{program} {arguments} "$@"\n' if arguments else f'{program} "$@"\n'
     if job.nodes == 1:
-        return text + f'exec torchrun --standalone --nproc_per_node {job.ranks_per_node} {training_script} "$@"\n'
-    return text + (
-        ': "${MASTER_ADDR:?set MASTER_ADDR to the host name of node 0}" "${NODE_RANK:?set NODE_RANK to 0 ... '
-        f'{job.nodes - 1}, another on each node}}"\n'
-        f"exec torchrun --nnodes {job.nodes} --nproc_per_node {job.ranks_per_node} --node_rank \"$NODE_RANK\" \\\n"
-        f'  --master_addr "$MASTER_ADDR" --master_port "${{MASTER_PORT:-29500}}" {training_script} "$@"\n'
+        return f"exec torchrun --standalone --nproc_per_node {job.ranks_per_node} {tail}"
+    return (
+        ': "${MASTER_ADDR:?set MASTER_ADDR to the host name of node 0}"\n'
+        f': "${{NODE_RANK:?set NODE_RANK to 0 ... {job.nodes - 1}, another on each node}}"\n'
+        f'exec torchrun --nnodes {job.nodes} --nproc_per_node {job.ranks_per_node} --node_rank "$NODE_RANK" \\\n'
+        f'  --master_addr "$MASTER_ADDR" --master_port "${{MASTER_PORT:-29500}}" {tail}'
     )
 
 
