@@ -9,6 +9,7 @@ import click
 
 from . import __version__
 from .planner.command import run
+from .scenarios.errors import BadInput
 
 COMMANDS = {
     "plan": ("planner.cli", "plan", "Rank the ways to run a model on a cluster and write the files that run the best."),
@@ -31,11 +32,14 @@ class Lazy(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, or None for an unknown name."""
+        """The command, or None for an unknown name; BadInput if it needs a package that is not installed."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(f".{module}", __package__), attribute)
+        try:
+            command = getattr(importlib.import_module(f".{module}", __package__), attribute)
+        except ModuleNotFoundError as error:
+            raise BadInput(f"roofplan {cmd_name} needs {error.name}, which is not installed; see the extras in the README") from None
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.{attribute} is not a command")
         return command

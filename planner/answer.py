@@ -162,7 +162,7 @@ def write_text(text: str, target: str) -> None:
     except (OSError, ValueError) as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise BadInput(f"{target!r}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _umask() -> int:

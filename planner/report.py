@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 def print_report(data: dict[str, Any], console: Console) -> None:
     """The readable form, from the JSON alone: what was asked, the ranked plans, why, what binds, what was turned away."""
     asked, plans = data["scenario"], data["plans"]
-    console.print(
-        f"[bold]{asked['model']}[/] on {asked['n_gpus']:,} x {asked['gpu']}, seq {show_tokens(asked['seq_tokens'])}, "
-        f"{asked['global_batch']:,} sequences a step, objective {asked['objective']}"
-    )
+    console.print(f"[bold]{asked['model']}[/] on {asked['n_gpus']:,} x {asked['gpu']}", highlight=False)
+    _say(console, f"seq {show_tokens(asked['seq_tokens'])}, {asked['global_batch']:,} sequences a step, objective {asked['objective']}", "")
     if not plans:
-        console.print(f"[bold red]No plan fits.[/] {data['binding']['sentence']}.")
-        console.print("Nearest changes:")
+        _say(console, f"No plan fits: {data['binding']['sentence']}.", "  ")
+        _say(console, "Nearest changes:", "")
         for line in data["nearest"]:
-            console.print(f"  - {line}", highlight=False)
+            _say(console, f"- {line}", "  ")
         return
     _print_plans(data, console)
     for line in data["why"]:
