@@ -1,1 +1,1 @@
-"""Families of techniques, one file each; found by listing this folder."""
+"""Families of techniques: one file each, named like its one public function; found by listing this folder."""

@@ -1,0 +1,28 @@
+"""A training sequence runs chunk by chunk: only one chunk's graph is alive, its past is a cache of keys and values with gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..step import Stage, Step, kv_cache_bytes
+
+STAGE = Stage.READ
+
+
+def chunked_training(step: Step, *, chunk_tokens: int, backward_frac: float = 1.0) -> Step:
+    """Activations of one chunk, ``C/N``, plus cache in 2 bytes and its gradients in 4, ``3 KV``; a forward without graph is added, ``(3 + 1)/3`` FLOPs.
+
+    ``backward_frac``: the share of chunks that are back-propagated (the rest is sampled away), so FLOPs are ``(1 + 3 b)/3``.
+    Source: SeCO and SpaCO (2025), §3.
+    """
+    if step.kind != "train":
+        return step
+    n = np.asarray(step.kv_tokens, float)
+    part = np.minimum(1.0, chunk_tokens / n)
+    work = (1.0 + 3.0 * backward_frac) / 3.0
+    return replace(
+        step, held_activation_bytes=step.held_activation_bytes * part, linear_flops=step.linear_flops * work,
+        held_kv_bytes=step.held_kv_bytes + 3.0 * kv_cache_bytes(step.model, n) * step.n_seqs, attention_flops=step.attention_flops * work,
+    )  # fmt: skip

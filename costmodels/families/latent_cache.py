@@ -1,0 +1,25 @@
+"""Keys and values are cached as one latent per token, whole or in shards over tensor-parallel ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..step import Stage, Step
+
+STAGE = Stage.MODEL
+
+
+def latent_cache(step: Step, *, latent_dims: int, rope_dims: int, shards: int = 1) -> Step:
+    """Cache of one GPU: ``latent/shards + rope`` elements a token and layer, in place of the model's own width.
+
+    With shards each rank holds a slice of the latent and all of the shared rope key and computes its slice's share of the scores;
+    attention FLOPs fall by the same ratio. Without, a model of per-head keys becomes one of latents (MLA), whose FLOPs do not fall.
+    Source: TPLA (2025), §3; TransMLA (2025), §4.
+    """
+    model = step.model
+    own = model.kv_lora_rank + model.rope_head_dim if model.is_mla else model.n_kv_heads * (model.qk_dim + model.v_dim)
+    kept = (latent_dims / shards + rope_dims) / own
+    work = kept if model.is_mla else 1.0
+    return replace(
+        step, kv_bytes=step.kv_bytes * kept, held_kv_bytes=step.held_kv_bytes * kept, attention_flops=step.attention_flops * work
+    )

@@ -1,0 +1,27 @@
+"""One task is written by several streams at once that share the cache of their common past."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..step import Stage, Step, weights_read
+
+STAGE = Stage.PASSES
+
+
+def parallel_generation(step: Step, *, workers: int, useful_frac: float = 1.0, overhead_frac: float = 0.0) -> Step:
+    """A pass advances ``workers`` streams of one task: weights and shared cache are read once, FLOPs count per stream.
+
+    It yields ``1 + (workers - 1) · useful`` tokens that count: the degree of parallelism the task's text has. ``overhead_frac`` is what a
+    measured pass of that many streams takes over one. Source: Hogwild! (2025), §5; Multiverse (2025), §5.
+    """
+    if step.kind != "decode":
+        return step
+    more = weights_read(step.model, np.asarray(step.n_seqs) * workers) / weights_read(step.model, step.n_seqs)
+    return replace(
+        step, q_tokens=step.q_tokens * workers, yield_tokens=step.yield_tokens * (1.0 + (workers - 1) * useful_frac),
+        linear_flops=step.linear_flops * workers, attention_flops=step.attention_flops * workers, weight_bytes=step.weight_bytes * more,
+        slow_frac=(1 + np.asarray(step.slow_frac)) * (1 + overhead_frac) - 1,
+    )  # fmt: skip
