@@ -138,9 +138,7 @@ def _lanes(ops: tuple[Op, ...], prices: list[Floats]) -> tuple[dict[str, Floats]
 def _expose(plan: ParallelPlan, system: System, lanes: dict[str, Floats], phase: str) -> dict[str, Floats]:
     """What each axis adds: tensor messages hide behind matmuls, ring hops behind attention, expert messages behind the rest."""
     fw = system.framework
-    hides = max(fw.overlap_tp_frac, fw.overlap_tp_backward_frac if phase == "bwd" else 0.0)
-    tp = exposed(lanes["tp"], lanes["gemm"], hides)
+    tp = exposed(lanes["tp"], np.maximum(fw.overlap_tp_frac * lanes["gemm"], fw.overlap_tp_backward_frac * lanes["wgrad"]), 1.0)
     cp = exposed(lanes["ring"], lanes["attention"], fw.overlap_cp_frac) + lanes["a2a"]
-    # DualPipe pairs a forward with a backward chunk so that each one's expert messages run under the other's compute
-    ep = exposed(lanes["ep"], lanes["compute"], 1.0 if plan.schedule == "dualpipe" else fw.overlap_ep_frac)
+    ep = exposed(lanes["ep"], lanes["compute"], fw.overlap_ep_frac)
     return {f"tp_{phase}_s": tp, f"cp_{phase}_s": cp, f"ep_{phase}_s": ep}

@@ -66,18 +66,18 @@ def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system
     layer = layer_time(model, plan, cut, system, memo)
     params = stage_params(model, plan, cut, "first")
     stage = _stage_time(model, plan, cut, system, layer, accumulate_time(plan, system, params))
-    m, pp = np.asarray(plan.grad_accum, float), np.asarray(plan.pp, float)
+    m = np.asarray(plan.grad_accum, float)
     p2p = _p2p(model, plan, cut, system)
-    pipe = span(plan.schedule, plan.pp, plan.vpp, plan.grad_accum, stage["fwd"], stage["bwd"], stage["wgrad"], p2p)
+    pipe = span(plan.schedule, plan.pp, plan.vpp, plan.grad_accum, stage["fwd"], stage["bwd"], stage["wgrad"], p2p, stage["paired"])
     worst = stage["fwd"] + stage["bwd"] + stage["wgrad"]
+    busy = pipe.span_s - pipe.bubble_s - pipe.exposed_p2p_s
     # the fill and drain pass each stage once: stages lighter than the slowest shorten them
-    spare = np.where(pp > 1, (pp - 1) * (worst - stage["mean"]) / np.asarray(plan.vpp, float), 0.0)
-    bubble = np.maximum(pipe.bubble_s - spare, 0.0)
+    bubble = pipe.bubble_s * np.minimum(stage["mean"] / worst, 1.0)
     dp_s = _exposed_dp(plan, system, params, stage, m)
     overhead = _overhead(plan, system, cut, m, worst)
     parts = {
         "compute_s": m * stage["compute"], "bubble_s": bubble, "exposed_tp_s": m * stage["tp"], "exposed_cp_s": m * stage["cp"],
-        "exposed_ep_s": m * stage["ep"], "exposed_dp_s": dp_s, "exposed_pp_s": pipe.exposed_p2p_s,
+        "exposed_ep_s": np.maximum(busy - m * (worst - stage["ep"]), 0.0), "exposed_dp_s": dp_s, "exposed_pp_s": pipe.exposed_p2p_s,
         "exposed_offload_s": m * stage["offload"], "optimizer_s": optimizer_time(plan, system, params), "overhead_s": overhead,
     }  # fmt: skip
     useful = train_flops(model, work.seq_tokens, work.global_batch)
@@ -115,11 +115,15 @@ def _stage_time(
     comm_f = n * (layer.tp_fwd_s + layer.cp_fwd_s + layer.ep_fwd_s) + copy_f
     comm_b = n * (layer.tp_bwd_s + layer.cp_bwd_s + layer.ep_bwd_s) + copy_b
     mean = (model.n_layers * one + last_extra + first_extra) / np.asarray(plan.pp, float)
+    # DualPipe runs a forward beside a backward, each one's expert messages under the other's compute; lone chunks show them
+    ep = n * (layer.ep_fwd_s + layer.ep_bwd_s)
+    whole = compute_f + compute_b + compute_w + comm_f + comm_b
+    paired = whole - ep + exposed(ep, n * (layer.fwd_s + layer.bwd_s + layer.wgrad_s), 1.0)
     return {
         "fwd": compute_f + comm_f, "bwd": compute_b + comm_b, "wgrad": compute_w, "mean": mean,
         "compute": compute_f + compute_b + compute_w, "tp": n * (layer.tp_fwd_s + layer.tp_bwd_s),
         "cp": n * (layer.cp_fwd_s + layer.cp_bwd_s),
-        "ep": n * (layer.ep_fwd_s + layer.ep_bwd_s),
+        "ep": ep, "paired": paired,
         "offload": copy_f + copy_b, "flops": n * layer.flops + head * head_flops,
     }  # fmt: skip
 

@@ -15,8 +15,8 @@ class Framework:
     tensor rank more when pipelines span nodes.
 
     Overlap: ``overlap_*_frac`` is the part of compute that communication of an axis can hide behind (``dp``: all-reduces and ZeRO-3's
-    gathers; ``shard``: the scatters and gathers of stages 1 and 2; ``tp_backward``: at least this in the backward pass, where the weight
-    gradient does not wait for the message). All-reduced gradients travel in messages of ``bucket_bytes``,
+    gathers; ``shard``: the scatters and gathers of stages 1 and 2; ``tp_backward``: the part of the weight-gradient matmuls, which do not
+    wait for the message). All-reduced gradients travel in messages of ``bucket_bytes``,
     scattered gradients and gathered weights of ``shard_bucket_bytes`` (a layer at a time under ZeRO-3).
 
     Experts: ``two_level_dispatch`` sends a token once to each node and fans out inside; ``dispatch_fp8`` sends it in 8 bits.
