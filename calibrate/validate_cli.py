@@ -17,9 +17,11 @@ from rich.table import Table
 
 from ..scenarios.errors import BadInput, CheckFailed, RoofplanError
 from ..scenarios.reference import select
+from .serving_report import log_table, points_table
 from .training_report import tables as training_tables
 from .training_report import validate_training
 from .validate import run_cases
+from .validate_serving import validate_serving, validate_serving_log
 
 T = TypeVar("T")
 
@@ -53,14 +55,19 @@ def validate(case: tuple[str, ...], training: Path | None, serving: Path | None,
 def _result(
     case: tuple[str, ...], training: Path | None, serving: Path | None, serving_log: Path | None
 ) -> tuple[dict[str, Any], list[Table]]:
-    if serving is not None or serving_log is not None:
-        flag = "--serving" if serving is not None else "--serving-log"
-        raise BadInput(f"{flag}: serving validation is not available in this version; --training FILE.csv and catalogue cases are")
+    given = [f"CASE {case[0]!r}"] if case else []
+    given += [flag for flag, path in (("--training", training), ("--serving", serving), ("--serving-log", serving_log)) if path]
+    if len(given) > 1:
+        raise BadInput(f"{given[0]} and {given[1]} exclude each other; run them one after the other")
+    if serving is not None:
+        result = validate_serving(serving, lambda points: watched(points, "serving points"))
+        return result, [points_table(result)]
+    if serving_log is not None:
+        result = validate_serving_log(serving_log)
+        return result, [log_table(result)]
     if training is None:
         result = run_cases(watched(select(case), "cases"))
         return result, [case_table(result)]
-    if case:
-        raise BadInput(f"CASE {case[0]!r} and --training exclude each other; run them one after the other")
     result = validate_training(training, lambda groups: watched(groups, "batches of runs"))
     return result, training_tables(result)
 

@@ -78,8 +78,8 @@ def test_training(tmp_path: Path) -> None:
         (("nobody",), "unknown case 'nobody'"),
         (("--training", "missing.csv"), "'missing.csv': cannot be read"),
         (("bigmac", "--training", str(SMALL)), "CASE 'bigmac' and --training exclude each other"),
-        (("--serving", "x.csv"), "--serving: serving validation is not available in this version"),
-        (("--serving-log", "dir"), "--serving-log: serving validation is not available in this version"),
+        (("--serving", "x.csv"), "x.csv: no such measurement table"),
+        (("--serving-log", "dir"), "dir/meta.json: cannot be read as JSON"),
         (("bigmac", "--json", "no/such/folder/v.json"), "cannot be written"),
     ],
 )

@@ -71,7 +71,7 @@ def test_prefix_cache_shortens_a_repeated_prompt(tmp_path):
     args = ["--model", "llama3-8b", "--gpu", "a100-80gb-sxm", "--trace", str(trace), "--json", "-"]
     cold, warm = json.loads(call(*args).stdout), json.loads(call(*args, "--prefix-cache").stdout)
     assert warm["cache_hit_frac"] == pytest.approx(2 * 4095 / (3 * 4096))
-    assert warm["ttft_s"]["p50"] < 0.2 * cold["ttft_s"]["p50"]
+    assert warm["ttft_s"]["p50"] < 0.4 * cold["ttft_s"]["p50"]
     refused = call(*args, "--prefix-cache", "--block", "100")
     assert "block=100 does not divide the trace's hash blocks of 512" in refused.output
     assert "names no prompt blocks" in call(*BASE, "--prefix-cache").output

@@ -1,0 +1,220 @@
+"""Reads tables of measured serving points as one setting a row: model, cluster, layout, load and what was measured."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..scenarios import registry
+from ..scenarios.errors import BadInput
+from ..scenarios.serving import EnginePlan
+from .tables import read_frame
+
+AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
+TRUTH_COLUMNS = ("id", "source", "framework", "model", "gpu", "metric", "value")
+SPELLINGS = {"kimi-k2.5": "kimi-k2", "llama v3.1 8b": "llama3.1-8b", "llama v3.1 70b": "llama3.1-70b", "deepseek-v3.1": "deepseek-v3"}
+"""Names in the tables -> a registered model of the same shape."""
+FRAMEWORKS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "tensorrt-llm": "trtllm"}
+METRICS = {
+    "ttft_ms_mean": ("ttft_s", 1e-3),
+    "tpot_ms_mean": ("tpot_s", 1e-3),
+    "output_tps_total": ("output_tokens_per_s", 1.0),
+    "output_tps_per_gpu": ("output_tokens_per_s_per_gpu", 1.0),
+    "ttft_ms_p50": ("ttft_p50_s", 1e-3),
+    "tpot_ms_p50": ("tpot_p50_s", 1e-3),
+    "total_tps_per_gpu": ("total_tokens_per_s_per_gpu", 1.0),
+}
+"""Metric column of the truth table -> our metric and the factor to SI."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePoint:
+    """One measured setting. ``concurrency = 0``: every request is queued at once. ``lengths_low_frac``: prompt and answer lengths are
+    drawn evenly from this part of the nominal length up to the whole of it.
+    """
+
+    id: str
+    source: str
+    model: str
+    gpu: str
+    n_gpus: int
+    plan: EnginePlan
+    isl: int
+    osl: int
+    concurrency: int
+    static_batch: bool
+    lengths_low_frac: float
+    measured: Mapping[str, float]
+
+
+class Unusable(Exception):
+    """Why a row cannot be predicted; counted, not scored."""
+
+
+def read_points(path: Path) -> tuple[list[ServePoint], list[dict[str, str]]]:
+    """Points of a table (kernel-tool samples or the truth table) and the rows left out, each with its reason.
+
+    Raises BadFile when the file is not such a table, BadInput without the ``calibrate`` extra.
+    """
+    frame = read_frame(path, ())
+    aic = set(AIC_COLUMNS) <= set(frame.columns)
+    if not aic:
+        read_frame(path, TRUTH_COLUMNS)
+    points, skipped = [], []
+    for number, row in enumerate(frame.to_dict("records")):
+        name = f"{path.stem}-{number}" if aic else str(row["id"])
+        try:
+            points.append(_aic_point(name, row) if aic else _truth_point(name, row))
+        except (Unusable, BadInput) as error:
+            skipped.append({"id": name, "why": str(error)})
+    return points, skipped
+
+
+def model_name(text: str) -> str:
+    """The registered name of a table's model: organisation, precision and tuning suffixes dropped; Unusable if none matches."""
+    plain = re.sub(r"\s*\(.*\)$", "", text).strip()
+    tail = plain.rpartition("/")[2]
+    cut = re.sub(r"-(nvfp4|fp8|instruct|hf|2507|0528|bf16|instruct-2507|v0\.1)$", "", tail.lower())
+    cut = re.sub(r"-(nvfp4|fp8|instruct|2507)$", "", cut)
+    for name in (plain, tail, SPELLINGS.get(cut, ""), cut):
+        found = registry.find("models", name) if name else ""
+        if found:
+            return found
+    raise Unusable(f"model {text!r} is not in the registry")
+
+
+def _int(row: Mapping[str, Any], key: str, default: int = 0) -> int:
+    value = row.get(key)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return default
+    return default if math.isnan(number) else int(number)
+
+
+def engine_profile(framework: str, version: Any, is_2024: bool = False) -> str:
+    """The engine profile of a framework and version; releases whose host loop differs have their own. Unusable if there is none."""
+    words = framework.strip().lower().split()
+    found = FRAMEWORKS.get(words[0] if words else "")
+    if found is None:
+        raise Unusable(f"engine {framework!r} has no profile; known: {', '.join(sorted(set(FRAMEWORKS.values())))}")
+    digits = re.match(r"(\d+)\.(\d+)", str(version))
+    release = (int(digits[1]), int(digits[2])) if digits else ((0, 0) if is_2024 else (99, 0))
+    return next((name for upto, name in OLD_RELEASES.get(found, ()) if release < upto), found)
+
+
+OLD_RELEASES = {"vllm": (((0, 7), "vllm-0.6"),), "trtllm": (((0, 18), "trtllm-0.15"), ((1, 1), "trtllm-1.0"))}
+"""Engine -> (first release not covered, profile), oldest first."""
+
+
+def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
+    if row["mode"] != "agg":
+        raise Unusable("disaggregated rows lack worker counts")
+    model = model_name(str(row["model"]))
+    moe = registry.model(model).n_experts > 0
+    tp, dp = _int(row, "tp_size", 1), max(_int(row, "attention_dp_size", 1), 1)
+    moe_tp, ep = _int(row, "moe_tp_size", 1), _int(row, "moe_ep_size", 1)
+    if tp > 8 or (moe and moe_tp * ep != tp * dp):
+        raise Unusable("tp_size carries tp·ep in this row: the layout is not known")
+    if not _int(row, "concurrency"):
+        raise Unusable("concurrency is not given")
+    dtype = _dtype(row.get("moe_quant_mode") if moe else None, row.get("gemm_quant_mode"), row.get("precision"))
+    engine = engine_profile(str(row["framework"]), row.get("framework_version"))
+    isl, osl = _int(row, "isl"), _int(row, "osl")
+    bench = (isl, osl) in ((1024, 1024), (1024, 8192), (8192, 1024))
+    plan = EnginePlan(tp=tp, dp=dp, ep=max(ep, 1), weight_dtype=dtype, kv_dtype=_kv(dtype, engine), engine=engine)
+    return ServePoint(
+        id=name,
+        source=f"{row['framework']} {row['gpu']} {model}",
+        model=model,
+        gpu=registry.accelerator(str(row["gpu"])).name,
+        n_gpus=tp * dp,
+        plan=plan,
+        isl=isl,
+        osl=osl,
+        concurrency=_int(row, "concurrency"),
+        static_batch=False,
+        lengths_low_frac=0.8 if bench else 1.0,
+        measured={"ttft_s": float(row["ttft_ms"]) / 1e3, "tpot_s": float(row["tpot_ms"]) / 1e3},
+    )
+
+
+def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
+    metric, factor = METRICS.get(str(row["metric"]), ("", 0.0))
+    if not metric:
+        raise Unusable(f"metric {row['metric']} is not a serving metric that is predicted")
+    if str(row.get("disagg")).lower() == "true" or _int(row, "prefill_gpus"):
+        raise Unusable("disaggregated rows do not say how many workers there were")
+    if row.get("spec_decode") == "mtp":
+        raise Unusable("speculative decoding with an unpublished acceptance rate")
+    source = str(row["source"])
+    if not _int(row, "isl") or not _int(row, "osl"):
+        raise Unusable("prompt or answer length is not published")
+    static = "static" in source.lower() or "LLM-Inference-Bench" in source
+    gpu, model = registry.accelerator(str(row["gpu"])).name, model_name(str(row["model"]))
+    tp = _int(row, "tp", 1) or 1
+    n_gpus = _int(row, "num_gpus", tp) or tp
+    dp, ep = max(_int(row, "dp_attention", 1), 1), max(_int(row, "ep", 1), 1)
+    if tp * dp > n_gpus or n_gpus % (tp * dp):
+        raise Unusable(f"tp={tp} with attention dp={dp} does not divide {n_gpus} GPUs")
+    load = _int(row, "batch") if static else _int(row, "concurrency")
+    offline = source.startswith("TensorRT-LLM perf-overview v0.15")
+    if not load and not offline:
+        raise Unusable("neither concurrency nor batch is published")
+    dtype = _dtype(None, None, row.get("precision"))
+    engine = engine_profile(str(row["framework"]), row.get("version"), "LLM-Inference-Bench" in source)
+    bench = "InferenceX" in source and (_int(row, "isl"), _int(row, "osl")) in ((1024, 1024), (1024, 8192), (8192, 1024))
+    plan = EnginePlan(
+        tp=tp,
+        dp=dp,
+        ep=ep if (tp * dp) % ep == 0 else 1,
+        weight_dtype=dtype,
+        kv_dtype=_kv(dtype, engine),
+        engine=engine,
+        policy="static" if static else "",
+    )
+    return ServePoint(
+        id=name,
+        source=source,
+        model=model,
+        gpu=gpu,
+        n_gpus=n_gpus,
+        plan=plan,
+        isl=_int(row, "isl"),
+        osl=_int(row, "osl"),
+        concurrency=load,
+        static_batch=static,
+        lengths_low_frac=0.8 if bench else 1.0,
+        measured={metric: float(row["value"]) * factor},
+    )
+
+
+def _dtype(moe: Any, gemm: Any, precision: Any) -> str:
+    """Weight format: the experts' where there are any, else the matrices', else the label; 16 bits where nothing is said."""
+    named = next((str(v) for v in (moe, gemm, precision) if isinstance(v, str) and v), "bf16").lower()
+    known = {
+        "fp4": "nvfp4",
+        "nvfp4": "nvfp4",
+        "fp8": "fp8",
+        "fp8_block": "fp8_block",
+        "int4_wo": "int4",
+        "int4": "int4",
+        "bf16": "bf16",
+        "fp16": "bf16",
+        "16-bit": "bf16",
+        "mixed": "bf16",
+        "bfloat16": "bf16",
+        "w4a16_mxfp4": "mxfp4",
+    }
+    if named not in known:
+        raise Unusable(f"weight format {named!r} is not modelled")
+    return known[named]
+
+
+def _kv(dtype: str, engine: str) -> str:
+    """KV format: TensorRT-LLM's 8- and 4-bit checkpoints carry 8-bit caches; vLLM and SGLang keep 16 bits unless told otherwise."""
+    return "fp8" if engine.startswith("trtllm") and dtype not in ("bf16", "int4", "mxfp4") else "bf16"
