@@ -40,6 +40,7 @@ QUANTITIES: dict[str, Callable[[Step, Rates], Floats]] = {
     "held_activations": lambda s, r: s.held_activation_bytes,
     "host_held": lambda s, r: s.host_held_bytes,
     "cache_per_token": lambda s, r: s.held_kv_bytes / (s.n_seqs * s.kv_tokens),
+    "cache_elements": lambda s, r: s.held_kv_bytes / (2.0 * s.n_seqs * s.kv_tokens),
     "cache_read": lambda s, r: s.kv_bytes,
     "weights_read": lambda s, r: s.weight_bytes,
     "messages": lambda s, r: s.network_bytes,
@@ -91,14 +92,17 @@ def identity_tokens_per_s(case: Case) -> float:
 
 
 def split_usd_per_mtoken(case: Case) -> float:
-    """Dollars per million decoded tokens with attention on ``words.attention`` and FFN on ``words.ffn`` (8-bit peaks, prices in [numbers])."""
+    """Dollars per million decoded tokens with attention on ``words.attention`` and FFN on ``words.ffn``, at 8-bit peaks."""
     n, model = case.numbers, model_of(case.layout) if case.layout.model else None
-    work = {k: n[k] for k in ("cache_bytes", "attention_flops", "linear_flops", "ffn_flops") if k in n}
-    if model is not None:
-        work = token_work(model, n["tokens"], kv_element_bytes=1.0)
+    work = token_work(model, n["tokens"], kv_element_bytes=1.0) if model else n
     cards = [registry.accelerator(case.words[side]) for side in ("attention", "ffn")]
     prices = [n["attention_usd_per_h"], n["ffn_usd_per_h"]]
     return split_usd(work, cards[0], prices[0], cards[1], prices[1], dtype=case.words.get("dtype", "fp8")) * 1e6
+
+
+def token_work_part(case: Case) -> float:
+    """Bytes or FLOPs of a decoded token (``words.part``), with an 8-bit cache."""
+    return token_work(model_of(case.layout), case.numbers["tokens"], kv_element_bytes=1.0)[case.words["part"]]
 
 
 def longest_context(case: Case) -> float:
@@ -106,8 +110,8 @@ def longest_context(case: Case) -> float:
     low, high = 1.0, 2.0**27
     while high - low > low / 4096:
         middle = (low + high) / 2
-        fits = _value(replace(case, numbers={**case.numbers, "tokens": middle}, words={**case.words, "quantity": "seqs_that_fit"}), "techniques")
-        low, high = (middle, high) if fits >= 1 else (low, middle)
+        tried = replace(case, numbers={**case.numbers, "tokens": middle}, words={**case.words, "quantity": "seqs_that_fit"})
+        low, high = (middle, high) if _value(tried, "techniques") >= 1 else (low, middle)
     return low
 
 
@@ -162,12 +166,9 @@ def _rates(case: Case, numbers: dict[str, float]) -> Rates:
     words = {name: case.words[name] for name in ("dtype", "kernel") if name in case.words}
     found = rates(cluster, **words, **fractions)  # type: ignore[arg-type]
     found = replace(found, **{f.name: numbers[f.name] for f in fields(Rates) if f.name in numbers})
-    if layout.n_gpus > 1 and case.words.get("pooled"):  # one pass spread evenly over all GPUs
-        scale = float(layout.n_gpus)
-        found = replace(
-            found, linear_flops_per_s=found.linear_flops_per_s * scale, attention_flops_per_s=found.attention_flops_per_s * scale,
-            hbm_bytes_per_s=found.hbm_bytes_per_s * scale, host_bytes_per_s=found.host_bytes_per_s * scale, hbm_bytes=found.hbm_bytes * scale,
-        )  # fmt: skip
+    if case.words.get("pooled"):  # one pass spread evenly over all GPUs
+        pooled = ("linear_flops_per_s", "attention_flops_per_s", "hbm_bytes_per_s", "host_bytes_per_s", "hbm_bytes", "host_ram_bytes")
+        found = replace(found, **{name: getattr(found, name) * layout.n_gpus for name in pooled})
     return found
 
 

@@ -32,7 +32,13 @@ def token_work(model: ModelSpec, tokens: float, *, kv_element_bytes: float = 1.0
 
 
 def split_usd(
-    work: Mapping[str, float], attention: Accelerator, attention_usd_per_h: float, ffn: Accelerator, ffn_usd_per_h: float, *, dtype: str = "fp8"
+    work: Mapping[str, float],
+    attention: Accelerator,
+    attention_usd_per_h: float,
+    ffn: Accelerator,
+    ffn_usd_per_h: float,
+    *,
+    dtype: str = "fp8",
 ) -> float:
     """Dollars of one token: ``(max(FLOP_attn/F, B_cache/W) + FLOP_lin/F) usd_a + FLOP_ffn/F usd_f``, at datasheet rates.
 

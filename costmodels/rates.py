@@ -8,7 +8,6 @@ from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
 from .step import Rates
 
-
 PREFILL = {"fa2": "attention.fa2", "best": "attention.prefill.hd128"}
 """Prefill kernel -> the calibration family that has its plateau."""
 

@@ -12,9 +12,9 @@ STAGE = Stage.READ
 
 
 def chunked_training(step: Step, *, chunk_tokens: int, backward_frac: float = 1.0) -> Step:
-    """Activations of one chunk, ``C/N``, plus cache in 2 bytes and its gradients in 4, ``3 KV``; a forward without graph is added, ``(3 + 1)/3`` FLOPs.
+    """Activations of one chunk, ``C/N``; the past as cache in 2 bytes with gradients in 4, ``3 KV``.
 
-    ``backward_frac``: the share of chunks that are back-propagated (the rest is sampled away), so FLOPs are ``(1 + 3 b)/3``.
+    FLOPs with the forward that builds no graph, ``(1 + 3 b)/3``: ``backward_frac`` b is the share of chunks that are back-propagated.
     Source: SeCO and SpaCO (2025), §3.
     """
     if step.kind != "train":

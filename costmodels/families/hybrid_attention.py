@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..op import Floats
-from ..step import Stage, Step
+from ..step import Stage, Step, layer_params_active
 
 STAGE = Stage.MODEL
 
@@ -20,13 +20,15 @@ def hybrid_attention(
     stride: int = 0,
     state_dim: int = 0,
     chunk_tokens: int = 64,
+    gates: int = 0,
     kernel_frac: float = 1.0,
 ) -> Step:
     """Cost of the cheap layers in place of full attention; exactly one of window, stride and state_dim is given.
 
     Per cheap layer, prefill: window ``w`` keys a query (``~ w/(N/2)`` of causal); stride ``l``: ``1/l`` of the pairs; state of ``d`` values
     per query channel: ``6 N d² + 3 N C d + N C²`` FLOPs a head against ``2 N² d`` of full attention. Cache: ``min(N, w)`` tokens,
-    ``N/l`` tokens, or the state ``a d_qk d`` alone. ``kernel_frac`` is the cheap kernel's rate over the full one's.
+    ``N/l`` tokens, or the state ``a d_qk d`` alone. ``gates`` counts further h x h projections of a cheap layer; ``kernel_frac`` is
+    the cheap kernel's rate over the full one's.
     Source: Kimi Linear (2025), eq. 13-14; RAT (2025), §3; LongGen (2024), §3.
     """
     n = np.asarray(step.kv_tokens, float)
@@ -37,8 +39,12 @@ def hybrid_attention(
         heads, qk = step.model.n_heads, step.model.qk_dim
         state = cheap * step.model.n_layers * heads * qk * state_dim * 2.0 * np.asarray(step.n_seqs)
     kept = full_layer_frac + cheap * cache
+    wider = cheap * step.model.n_layers * gates * step.model.hidden**2 / layer_params_active(step.model)
     return replace(
         step,
+        linear_flops=step.linear_flops * (1.0 + wider),
+        weight_bytes=step.weight_bytes * (1.0 + wider),
+        held_weight_bytes=step.held_weight_bytes * (1.0 + wider),
         attention_flops=step.attention_flops * (full_layer_frac + cheap * work / kernel_frac),
         kv_bytes=step.kv_bytes * kept,
         held_kv_bytes=step.held_kv_bytes * kept + state,
