@@ -39,7 +39,7 @@ COUNTS = {"Gemm", "GroupedGemm", "Attention", "Shard", "StageParams"}
 PLAIN_FLOATS = {
     "published_params", "published_active_params", "count", "stride",  # counts
     "elementwise_passes", "accumulate_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn",  # ratios
-    "published", "tolerance_abs", "step",  # in the unit of the row's own metric
+    "published", "tolerance_abs", "step", "loss_points",  # in the unit of the row's own metric
 }  # fmt: skip
 """Float fields that are counts, ratios of like things, or numbers whose unit another field names."""
 
