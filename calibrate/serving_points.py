@@ -122,11 +122,13 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         raise Unusable("tp_size carries tp·ep in this row: the layout is not known")
     if not _int(row, "concurrency"):
         raise Unusable("concurrency is not given")
-    dtype = _dtype(row.get("moe_quant_mode") if moe else None, row.get("gemm_quant_mode"), row.get("precision"))
+    dtype, experts = _formats(
+        model, _dtype(row.get("gemm_quant_mode"), row.get("precision")), _dtype(row.get("moe_quant_mode")) if moe else ""
+    )
     engine = engine_profile(str(row["framework"]), row.get("framework_version"))
     isl, osl = _int(row, "isl"), _int(row, "osl")
     bench = (isl, osl) in ((1024, 1024), (1024, 8192), (8192, 1024))
-    plan = EnginePlan(tp=tp, dp=dp, ep=max(ep, 1), weight_dtype=dtype, kv_dtype=_kv(dtype, engine), engine=engine)
+    plan = EnginePlan(tp=tp, dp=dp, ep=max(ep, 1), weight_dtype=dtype, expert_dtype=experts, kv_dtype=_kv(dtype, engine), engine=engine)
     return ServePoint(
         id=name,
         source=f"{row['framework']} {row['gpu']} {model}",
@@ -165,7 +167,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     offline = source.startswith("TensorRT-LLM perf-overview v0.15")
     if not load and not offline:
         raise Unusable("neither concurrency nor batch is published")
-    dtype = _dtype(None, None, row.get("precision"))
+    dtype, experts = _formats(model, _dtype(row.get("precision")), "")
     engine = engine_profile(str(row["framework"]), row.get("version"), "LLM-Inference-Bench" in source)
     bench = "InferenceX" in source and (_int(row, "isl"), _int(row, "osl")) in ((1024, 1024), (1024, 8192), (8192, 1024))
     plan = EnginePlan(
@@ -173,6 +175,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         dp=dp,
         ep=ep if (tp * dp) % ep == 0 else 1,
         weight_dtype=dtype,
+        expert_dtype=experts,
         kv_dtype=_kv(dtype, engine),
         engine=engine,
         policy="static" if static else "",
@@ -193,9 +196,16 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     )
 
 
-def _dtype(moe: Any, gemm: Any, precision: Any) -> str:
-    """Weight format: the experts' where there are any, else the matrices', else the label; 16 bits where nothing is said."""
-    named = next((str(v) for v in (moe, gemm, precision) if isinstance(v, str) and v), "bf16").lower()
+def _formats(model: str, weights: str, experts: str) -> tuple[str, str]:
+    """(format of the weights, of the experts or '' if the same): gpt-oss ships 16-bit weights and MXFP4 experts."""
+    if model.startswith("gpt-oss"):
+        return "bf16", "mxfp4"
+    return weights, "" if experts == weights else experts
+
+
+def _dtype(*labels: Any) -> str:
+    """Weight format of the first label that is given; 16 bits where nothing is said."""
+    named = next((str(v) for v in labels if isinstance(v, str) and v), "bf16").lower()
     known = {
         "fp4": "nvfp4",
         "nvfp4": "nvfp4",

@@ -41,7 +41,8 @@ def weights_bytes(model: ModelSpec, plan: EnginePlan) -> float:
     attention = model.n_layers * p.attn_per_layer
     small = p.n_moe_layers * p.router_per_layer + model.n_layers * p.norm_per_layer
     outer = (p.embedding + p.head) / plan.tp
-    return float(width * ((attention + shared + dense) / split + experts / plan.n_gpus) + 2 * (outer + small / plan.pp))
+    routed = weight_bytes(plan.experts_in) * experts / plan.n_gpus
+    return float(width * (attention + shared + dense) / split + routed + 2 * (outer + small / plan.pp))
 
 
 def kv_bytes_per_token(model: ModelSpec, plan: EnginePlan) -> float:

@@ -98,7 +98,8 @@ class EnginePlan:
     """How one replica runs: ``tp * pp * dp`` GPUs, number formats, scheduling policy and limits. 0 means: as the engine ships.
 
     ``dp`` is data parallelism of attention inside one replica, ``ep`` how many of its GPUs share the routed experts (1: experts are
-    split by tp instead). ``token_budget`` is the most tokens one step may carry (vLLM's max_num_batched_tokens, Sarathi's chunk).
+    split by tp instead). ``expert_dtype`` is the routed experts' format where it differs from the other weights'. ``token_budget`` is
+    the most tokens one step may carry (vLLM's max_num_batched_tokens, Sarathi's chunk).
     ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
     """
 
@@ -107,6 +108,7 @@ class EnginePlan:
     dp: int = 1
     ep: int = 1
     weight_dtype: str = "bf16"
+    expert_dtype: str = ""
     kv_dtype: str = "bf16"
     engine: str = "vllm"
     policy: str = ""
@@ -132,3 +134,8 @@ class EnginePlan:
     @property
     def n_gpus(self) -> int:
         return self.tp * self.pp * self.dp
+
+    @property
+    def experts_in(self) -> str:
+        """Format of the routed experts."""
+        return self.expert_dtype or self.weight_dtype

@@ -27,23 +27,43 @@ def route(requests: Requests, replicas: list[Replica], router: str, seed: int) -
         replica.run(NEVER)
 
 
-def _route_by_state(requests: Requests, replicas: list[Replica], router: str) -> None:
-    """Look at the replicas as each request arrives (a step under way counts as done).
+class Pool:
+    """Replicas seen at the moment something arrives (a step under way counts as done).
 
     ``busy`` holds (start of its next step, replica) of all that have work, so an arrival plays only the replicas that moved since.
     """
-    busy: list[tuple[int, int]] = []
-    for q in range(len(requests)):
-        at = requests.ready[q]
+
+    def __init__(self, replicas: list[Replica]) -> None:
+        self.replicas = replicas
+        self._busy: list[tuple[int, int]] = []
+
+    def advance(self, at: int) -> None:
+        """Play every step that starts before ``at``."""
+        busy, replicas = self._busy, self.replicas
         while busy and busy[0][0] < at:
             i = heappop(busy)[1]
             replicas[i].run(at)
             if replicas[i].n_outstanding:
                 heappush(busy, (replicas[i].now, i))
+
+    def submit(self, request: int, i: int, at: int) -> bool:
+        """Give replica ``i`` a request that is ready at ``at``; False when it can never hold it."""
+        replica = self.replicas[i]
+        idle = not replica.n_outstanding
+        accepted = replica.submit(request)
+        if accepted and idle:
+            heappush(self._busy, (max(at, replica.now), i))
+        return accepted
+
+
+def _route_by_state(requests: Requests, replicas: list[Replica], router: str) -> None:
+    pool = Pool(replicas)
+    everyone = range(len(replicas))
+    for q in range(len(requests)):
+        at = requests.ready[q]
+        pool.advance(at)
         if router == "least-outstanding":
-            best = min(range(len(replicas)), key=lambda i: replicas[i].n_outstanding)
+            best = min(everyone, key=lambda i: replicas[i].n_outstanding)
         else:
-            best = max(range(len(replicas)), key=lambda i: replicas[i].free - replicas[i].queued_blocks())
-        idle = not replicas[best].n_outstanding
-        if replicas[best].submit(q) and idle:
-            heappush(busy, (max(at, replicas[best].now), best))
+            best = max(everyone, key=lambda i: replicas[i].free - replicas[i].queued_blocks())
+        pool.submit(q, best, at)

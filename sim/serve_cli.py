@@ -52,8 +52,10 @@ MAX_MADE_UP = 5_000_000
 @click.option("--preemption", default="recompute", show_default=True, type=click.Choice(["recompute", "swap"]))
 @click.option("--prefix-cache", is_flag=True, help="Reuse the KV of prompt blocks seen before (needs a trace with hashes).")
 @click.option("--weights", "weight_dtype", default="bf16", show_default=True, help="Weight format: bf16, fp8, fp8_block, nvfp4, int4.")
+@click.option("--experts", "expert_dtype", default="", help="Format of the routed experts where it differs: nvfp4, mxfp4 …")
 @click.option("--kv-dtype", default="bf16", show_default=True, help="KV-cache format: bf16, fp8, int4.")
 @click.option("--router", default="round-robin", show_default=True, type=click.Choice(ROUTERS), help="Which replica gets a request.")
+@click.option("--prefill", "n_prefill", default=0, type=click.IntRange(0), help="Replicas that only prefill; the others decode (0: mixed).")
 @click.option("--ttft", help="Promised time to first token, like 2s.")
 @click.option("--tpot", help="Promised time per output token, like 30ms.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
@@ -90,11 +92,12 @@ def run(flags: dict[str, Any]) -> dict[str, Any]:
         "preemption",
         "prefix_cache",
         "weight_dtype",
+        "expert_dtype",
         "kv_dtype",
     )
     plan = EnginePlan(policy=flags["policy"] or "", token_budget=budget, **{name: flags[name] for name in names})
     slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot") if flags[name]})
-    result = simulate_serving(model, cluster, plan, work, router=flags["router"], seed=flags["seed"])
+    result = simulate_serving(model, cluster, plan, work, router=flags["router"], n_prefill=flags["n_prefill"], seed=flags["seed"])
     out = report(result, cluster, registry.accelerator(cluster.gpu), slo, time.perf_counter() - started)
     return {"model": model.name, "trace": work.source, "plan": dataclasses.asdict(plan), **out}
 

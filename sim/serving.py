@@ -14,6 +14,7 @@ from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, Floats64, Ints64, ServeWorkload, ServingEngine, serving_engine
+from .disagg import KvLink, run_disaggregated
 from .engine import Limits, Replica
 from .gaps import GapHistogram
 from .kvstore import PrefixCache
@@ -88,24 +89,45 @@ def simulate_serving(
     work: ServeWorkload,
     *,
     router: str = "round-robin",
+    n_prefill: int = 0,
     seed: int = 0,
     engine: ServingEngine | None = None,
 ) -> ServeResult:
     """Serve ``work`` on every GPU of ``cluster``: ``n_gpus / plan.n_gpus`` equal replicas behind a router.
 
-    Equal inputs and seed give equal results. Raises BadInput when the replicas do not fill the cluster or the plan cannot run.
+    With ``n_prefill > 0`` that many replicas only prefill and send their KV to the others (prefill/decode disaggregation). Equal inputs
+    and seed give equal results. Raises BadInput when the replicas do not fill the cluster or the plan cannot run.
     """
     if cluster.n_gpus % plan.n_gpus:
         raise BadInput(
             f"gpus={cluster.n_gpus} is not a whole number of replicas of {plan.n_gpus} GPUs (tp={plan.tp}, pp={plan.pp}, dp={plan.dp})"
         )
     n_replicas = cluster.n_gpus // plan.n_gpus
-    kind = replica_model(model, plan, serve_system(cluster, engine or serving_engine(plan.engine)), work)
+    if n_prefill and not 0 < n_prefill < n_replicas:
+        raise BadInput(f"prefill={n_prefill} of {n_replicas} replicas: at least one must prefill and one decode")
+    system = serve_system(cluster, engine or serving_engine(plan.engine))
+    kind = replica_model(model, plan, system, work)
     requests = Requests(work, kind.request_cpu_s)
     stores = prefix_caches(plan, work, requests, kind.limits.block_tokens, n_replicas)
-    replicas = [Replica(requests, kind.times, kind.policy, kind.limits, store) for store in stores]
-    route(requests, replicas, router, seed)
+    replicas = [
+        Replica(requests, kind.times, kind.policy, kind.limits, store if not n_prefill or i < n_prefill else None)
+        for i, store in enumerate(stores)
+    ]
+    if n_prefill:
+        n_bytes = kind.memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp
+        run_disaggregated(requests, replicas[:n_prefill], replicas[n_prefill:], kv_link(plan, system), n_bytes)
+    else:
+        route(requests, replicas, router, seed)
     return _result(work, requests, replicas, kind, cluster.n_gpus, seed)
+
+
+def kv_link(plan: EnginePlan, system: ServeSystem) -> KvLink:
+    """One replica's way to another: its GPUs' shares of the NICs together, or their links inside the node when all fit in one."""
+    cluster, net = system.cluster, system.network
+    if cluster.n_gpus <= cluster.gpus_per_node:
+        return KvLink(bytes_per_s=net.intra.bytes_per_s * plan.n_gpus, latency_s=net.intra.latency_s)
+    share = net.inter.bytes_per_s * cluster.nics_per_node / cluster.gpus_per_node
+    return KvLink(bytes_per_s=share * plan.n_gpus, latency_s=net.inter.latency_s)
 
 
 def prefix_caches(plan: EnginePlan, work: ServeWorkload, requests: Requests, block_tokens: int, n: int) -> list[PrefixCache | None]:

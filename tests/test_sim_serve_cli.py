@@ -64,6 +64,30 @@ def test_bad_input_is_one_sentence_and_exit_2(args, message):
     assert "Traceback" not in result.output
 
 
+def test_disaggregated_pools_keep_decode_steady():
+    """Decode replicas never carry a prompt, so the longest gap between tokens falls; a pool of all prefill is refused."""
+    args = [
+        "--model",
+        "llama3-8b",
+        "--gpu",
+        "a100-80gb-sxm",
+        "--isl",
+        "4096",
+        "--osl",
+        "64",
+        "--rate",
+        "8",
+        "--requests",
+        "300",
+        "--gpus",
+        "4",
+    ]
+    mixed, split = (json.loads(call(*args, "--prefill", n, "--json", "-").stdout) for n in ("0", "2"))
+    assert split["itl_s"]["p99"] < 0.7 * mixed["itl_s"]["p99"]
+    assert (split["n_rejected"], split["n_replicas"]) == (0, 4)
+    assert "prefill=4 of 4 replicas" in call(*args, "--prefill", "4").output
+
+
 def test_prefix_cache_shortens_a_repeated_prompt(tmp_path):
     record = '{{"timestamp": {}, "input_length": 4096, "output_length": 4, "hash_ids": [0, 1, 2, 3, 4, 5, 6, 7]}}\n'
     trace = tmp_path / "moon.jsonl"
