@@ -20,6 +20,8 @@ NOISE = 0.03
 """Relative error of one measurement."""
 LAUNCH_S = 4e-6
 """Least time of any call: keeps the floor of tiny shapes from being zero."""
+WEIGHT = {"gemm": 2.0, "attention_context": 2.0, "attention_generation": 2.0, "attention_backward": 2.0, "moe": 1.5}
+"""Family -> how much more its uncertainty counts: what most of a step's time is spent in. Others count 1."""
 CALLS_A_POINT = 200
 """Calls timed for one point, for guessing how long a point takes."""
 
@@ -30,6 +32,11 @@ class Candidate(Protocol):
     @property
     def key(self) -> str:
         """Unique name."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """What the kernel computes."""
         ...
 
     @property
@@ -79,13 +86,23 @@ class _Group:
     seen: dict[int, float] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
     spread: Floats = field(default_factory=lambda: np.zeros(0))
+    order: list[int] = field(default_factory=list)
     mean: float = math.log(2.0)
 
+    @property
+    def weight(self) -> float:
+        """How much its uncertainty counts."""
+        return WEIGHT.get(self.points[0].family, 1.0)
+
     def refresh(self) -> None:
-        """Posterior standard deviation at every point: ``s² (1 + noise² − kᵀ (K + noise² I)⁻¹ k)`` with a squared-exponential kernel."""
-        if not self.seen:
-            self.spread = np.full(len(self.points), PRIOR_SPREAD)
-            return
+        """Posterior standard deviation at every point, and the points left, least known and then most central first."""
+        self.spread = self._posterior() if self.seen else np.full(len(self.points), PRIOR_SPREAD)
+        off = np.sum((self.at - np.median(self.at, axis=0)) ** 2, axis=1)
+        left = [i for i in range(len(self.points)) if i not in self.seen and i not in self.dropped]
+        self.order = sorted(left, key=lambda i: (-round(float(self.spread[i]), 6), float(off[i]), self.points[i].key))
+
+    def _posterior(self) -> Floats:
+        """``s² (1 − kᵀ (K + noise² I)⁻¹ k)`` with a squared-exponential kernel."""
         index = np.array(sorted(self.seen))
         logs = np.array([self.seen[i] for i in index])
         self.mean = float(np.mean(logs))
@@ -93,7 +110,7 @@ class _Group:
         known = _kernel(self.at[index], self.at[index]) + NOISE**2 / variance * np.eye(len(index))
         cross = _kernel(self.at[index], self.at)
         explained = np.sum(cross * np.linalg.solve(known, cross), axis=0)
-        self.spread = np.sqrt(variance * np.clip(1.0 - explained, 0.0, None))
+        return np.asarray(np.sqrt(variance * np.clip(1.0 - explained, 0.0, None)), dtype=np.float64)
 
 
 class Sampler:
@@ -133,6 +150,7 @@ class Sampler:
         if key in self._where:
             name, i = self._where[key]
             self._groups[name].dropped.add(i)
+            self._groups[name].refresh()
 
     def cost_s(self, key: str) -> float:
         """Expected seconds to measure a point: inputs, compilation of a new kernel, and the timed calls."""
@@ -147,17 +165,17 @@ class Sampler:
         return float(self._groups[name].spread[i])
 
     def choose(self, left_s: float) -> Candidate | None:
-        """The least known point that is expected to fit into ``left_s``; ties go to the most central one. None if none fits."""
-        best: tuple[float, float, str] | None = None
+        """The point of largest weighted spread expected to fit into ``left_s``, None if none is; ties go to the most central."""
+        best: tuple[float, str] | None = None
         chosen: Candidate | None = None
         for name, group in self._groups.items():
-            centre = np.median(group.at, axis=0)
-            for i, point in enumerate(group.points):
-                if i in group.seen or i in group.dropped:
-                    continue
-                rank = (-round(float(group.spread[i]), 6), float(np.sum((group.at[i] - centre) ** 2)), name + point.key)
-                if (best is None or rank < best) and self.cost_s(point.key) <= left_s:
-                    best, chosen = rank, point
+            for i in group.order:
+                rank = (-round(group.weight * float(group.spread[i]), 6), name)
+                if best is not None and rank >= best:
+                    break
+                if self.cost_s(group.points[i].key) <= left_s:
+                    best, chosen = rank, group.points[i]
+                    break
         return chosen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .draw import Draw
-from .moe import CHECKS, MODELS, TOKENS, configs, draw_logits, expert_order, gather_rows, grouped_gemm, return_rows
+from .moe import BALANCED, CHECKS, MODELS, TOKENS, configs, draw_logits, expert_order, gather_rows, grouped_gemm, return_rows
 from .spec import ITEM_BYTES, TORCH_DTYPE, Config, Inputs, KernelSpec, Shape, cdiv, dims, joined
 
 
@@ -115,7 +115,7 @@ SPECS = (
         reference=_permute_reference,
         flops=_no_flops,
         moved_bytes=_permute_bytes,
-        shapes=_SHAPES,
+        shapes=BALANCED,
         checks=CHECKS[:2],
         configs=_permute_configs,
     ),

@@ -155,7 +155,7 @@ def _spec(name: str, outputs: tuple[str, ...], parts: tuple[Callable[..., Any], 
     return KernelSpec(
         name=name, family="kv_quant", dtypes=("bfloat16",), outputs=outputs, make_inputs=make_inputs, run=run, reference=reference,
         flops=_no_flops, moved_bytes=_moved_bytes, shapes=joined(_SIZES, grid(kv_cache_dtype=targets)), checks=checks,
-        gpu_checks=gpu_checks, configs=_configs, min_capability={"bfloat16": least}, tolerance_factor=2.0,
+        gpu_checks=gpu_checks, configs=_configs, min_capability={"bfloat16": least}, tolerance_factor=2.0, check_dtypes=("float16",),
         aot_shapes=tuple(_check(8192, 8, 128, t) for t in targets),
     )  # fmt: skip
 
