@@ -1,0 +1,76 @@
+"""Speed of the serving simulator: requests per CPU second on a chat trace, with a prefix cache and preemption, and of a cluster.
+
+python benchmarks/bench_serving.py [TRACE]        an Azure or Vidur chat trace; made-up lengths of the same mean without one
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from roofplan.scenarios import registry
+from roofplan.scenarios.serving import EnginePlan, ServeWorkload
+from roofplan.sim import arrivals
+from roofplan.sim.serving import ServeResult, simulate_serving
+from roofplan.sim.traces import read_trace
+
+CHAT = EnginePlan(token_budget=512, max_num_seqs=128)
+
+
+def chat(n: int, rate_per_s: float, trace: Path | None) -> ServeWorkload:
+    """``n`` chat requests arriving as Poisson."""
+    if trace is not None:
+        return arrivals.retimed(arrivals.first_requests(read_trace(trace), n), rate_per_s)
+    prompt = arrivals.lengths(n, 1155, 0.9, stream=arrivals.PROMPT_STREAM, largest=14_000)
+    output = arrivals.lengths(n, 211, 0.8, stream=arrivals.OUTPUT_STREAM, largest=1000)
+    return ServeWorkload(arrival_s=arrivals.poisson(n, rate_per_s), prompt_tokens=prompt, output_tokens=output)
+
+
+def shared_prefixes(work: ServeWorkload, n_prefixes: int) -> ServeWorkload:
+    """The same requests whose prompts begin with one of ``n_prefixes`` system prompts of two 128-token blocks."""
+    n = len(work)
+    chosen = np.random.default_rng(0).integers(0, n_prefixes, n)
+    ids = np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel()
+    return dataclasses.replace(work, block_starts=np.arange(0, 2 * n + 1, 2), block_ids=ids, block_id_tokens=128)
+
+
+def timed(label: str, n: int, run: Callable[[], ServeResult]) -> None:
+    """Best of three runs, in requests per CPU second."""
+    best, result = float("inf"), None
+    for _ in range(3 if n <= 100_000 else 1):
+        start = time.process_time()
+        result = run()
+        best = min(best, time.process_time() - start)
+    assert result is not None
+    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{label:44} {n / best:12,.0f} requests/CPU-s  {result.n_steps:11,} steps  {result.n_preempted:6,} preempted  peak {mib:,.0f} MiB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    trace = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    model = registry.model("llama3-8b")
+    one = registry.cluster("a100-80gb-sxm", 1)
+    work = chat(10_000, 6.45, trace)
+    timed("one A100, 10,000 requests", 10_000, lambda: simulate_serving(model, one, CHAT, work))
+    tight = dataclasses.replace(CHAT, prefix_cache=True, kv_blocks=4000)
+    prefixed = shared_prefixes(work, 50)
+    timed("the same, prefix cache and preemption", 10_000, lambda: simulate_serving(model, one, tight, prefixed))
+    for n in (100_000, 1_000_000):
+        more = chat(n, 6.45, trace)
+        timed(f"one A100, {n:,} requests", n, lambda more=more: simulate_serving(model, one, CHAT, more))
+    fleet = registry.cluster("a100-80gb-sxm", 64)
+    wide = dataclasses.replace(CHAT, token_budget=2048)
+    many = chat(1_000_000, 300.0, trace)
+    timed("64 replicas, 40 prefill + 24 decode, 1,000,000", 1_000_000, lambda: simulate_serving(model, fleet, wide, many, n_prefill=40))
+
+
+if __name__ == "__main__":
+    main()
