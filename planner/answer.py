@@ -16,6 +16,8 @@ from .decide import Choice, Decision
 from .why import binding, bottleneck, closest_miss, degrees, options, why_wins
 
 OFFLOADS = ("optimizer", "params", "activations")
+MAX_REPLAYED = 2048
+"""Micro-batches times virtual stages of a step that is replayed unasked (a tenth of a second); ``roofplan simulate`` plays longer ones."""
 
 
 def as_json(decision: Decision) -> dict[str, Any]:
@@ -99,8 +101,8 @@ def layout(choice: Choice) -> dict[str, Any]:
 
 
 def replay(choice: Choice) -> dict[str, float] | None:
-    """The step played op by op beside its closed form; None without a pipeline."""
-    if choice.plan.pp == 1:
+    """The step played op by op beside its closed form; None without a pipeline, or with too many micro-batches to play in passing."""
+    if choice.plan.pp == 1 or choice.plan.grad_accum * choice.plan.vpp > MAX_REPLAYED:
         return None
     from ..sim.training import replay_step
 

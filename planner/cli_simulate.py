@@ -16,6 +16,7 @@ from .answer import write_json
 from .cli_report import read_answer
 from .scenario_io import Problem, resolve
 
+MAX_OPS = 2_000_000
 OPEN = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
@@ -45,6 +46,9 @@ def replay(file: str, rank: int, perfetto: str | None, jitter: float, seed: int,
     if not 0 <= jitter <= 1:
         raise BadInput(f"--jitter {jitter} must be between 0 and 1")
     problem, plan, work = saved_plan(Path(file), rank)
+    n_ops = plan.grad_accum * plan.vpp * plan.pp
+    if n_ops > MAX_OPS:
+        raise BadInput(f"grad_accum={plan.grad_accum:,} on {plan.pp} stages are {n_ops:,} ops, over the limit of {MAX_OPS:,}; replay fewer")
     cost = problem.step(plan, work)
     played = replay_step(cost, plan, jitter_frac=jitter, seed=seed)
     if perfetto:

@@ -56,9 +56,8 @@ class Choice:
 
     @property
     def mfu_frac(self) -> float:
-        """Causal model FLOPs (no recompute) over ``time * n_gpus * dense peak`` of the plan's precision."""
-        peak = self.problem.accelerator.peak_flops_per_s(self.plan.precision)
-        return float(self.step.model_flops) / (self.step_time_s * self.n_gpus * peak)
+        """FLOPs the method needs (causal attention, no recompute) over ``time * n_gpus * dense peak`` of the plan's precision."""
+        return float(self.step.floor_s) / self.step_time_s
 
     @property
     def usd_per_mtoken(self) -> float | None:
