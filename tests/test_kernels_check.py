@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="kernels need torch")
-from roofplan.kernels.check import check_one, relative_error  # noqa: E402
-from roofplan.kernels.draw import GUARD_ELEMENTS, Draw, poison  # noqa: E402
-from roofplan.kernels.spec import Config, Inputs, KernelSpec, Shape, grid  # noqa: E402
+pytest.importorskip("torch", reason="kernels need torch")
+import torch
+from roofplan.kernels.check import check_one, relative_error
+from roofplan.kernels.draw import GUARD_ELEMENTS, Draw, poison
+from roofplan.kernels.spec import Config, Inputs, KernelSpec, Shape, grid
 
 
 def inputs_of(shape: Shape, dtype: str, draw: Draw) -> Inputs:

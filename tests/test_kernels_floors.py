@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch", reason="kernels need torch")
+pytest.importorskip("torch", reason="kernels need torch")
 pytest.importorskip("triton", reason="kernels need triton")
-from roofplan.kernels import attention, matmul, mla, moe, sparse_attention  # noqa: E402
-from roofplan.kernels.bench import candidates  # noqa: E402
-from roofplan.kernels.draw import Draw  # noqa: E402
-from roofplan.kernels.spec import Shape, all_specs  # noqa: E402
+from roofplan.kernels import attention, matmul, mla, moe, sparse_attention
+from roofplan.kernels.bench import candidates
+from roofplan.kernels.draw import Draw
+from roofplan.kernels.spec import Shape, all_specs
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

@@ -1,0 +1,124 @@
+"""What timing rests on, as far as it can be tested without a GPU: percentiles, rotated inputs, points, the device at hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("torch", reason="kernels need torch")
+pytest.importorskip("triton", reason="kernels need triton")
+import torch
+from roofplan.kernels.bench import MAX_SETS, copied, input_bytes, n_sets, open_bench, point_of, summary
+from roofplan.kernels.device import find_device, has_tma, n_sms, pretend
+from roofplan.kernels.draw import Draw
+from roofplan.kernels.point import Point
+from roofplan.kernels.spec import all_specs
+
+
+def test_percentiles_of_known_samples() -> None:
+    timing = summary([float(i) for i in range(100, 0, -1)])
+    assert (timing.p10_s, timing.median_s, timing.p90_s, timing.n_samples) == (11.0, 51.0, 91.0, 100)
+    assert summary([3.0]).p10_s == summary([3.0]).p90_s == 3.0
+    with pytest.raises(ValueError, match="no samples"):
+        summary([])
+
+
+@settings(derandomize=True)
+@given(st.lists(st.floats(1e-7, 10), min_size=1, max_size=50))
+def test_percentiles_are_ordered_and_are_samples(samples: list[float]) -> None:
+    timing = summary(samples)
+    assert timing.p10_s <= timing.median_s <= timing.p90_s
+    assert {timing.p10_s, timing.median_s, timing.p90_s} <= set(samples)
+
+
+def test_inputs_rotate_until_they_outgrow_the_cache_three_times() -> None:
+    assert n_sets(10, 100, 10**9) == 30
+    assert n_sets(400, 100, 10**9) == 1
+    assert n_sets(1, 10**6, 10**9) == MAX_SETS
+    assert n_sets(10**6, 10**9, 9 * 10**6) == 3
+    assert n_sets(0, 100, 10**9) == MAX_SETS
+
+
+@settings(derandomize=True)
+@given(st.integers(0, 2**40), st.integers(2**20, 2**28), st.integers(0, 2**40))
+def test_rotated_inputs_fit_the_memory(one: int, l2: int, free: int) -> None:
+    count = n_sets(one, l2, free)
+    assert 1 <= count <= MAX_SETS
+    assert count == 1 or 3 * count * one <= free
+
+
+def test_copies_lie_elsewhere_and_are_equal() -> None:
+    specs = all_specs()
+    inputs = specs["grouped_gemm"].make_inputs(specs["grouped_gemm"].checks[0], "float32", Draw(0, "cpu"))
+    again = copied(inputs)
+    assert torch.equal(inputs["x"], again["x"])
+    assert inputs["x"].data_ptr() != again["x"].data_ptr()
+    plan, plan_again = next(iter(inputs["plans"].values())), next(iter(again["plans"].values()))
+    assert plan["starts"].data_ptr() != plan_again["starts"].data_ptr()
+    assert input_bytes(again) == input_bytes(inputs) > inputs["x"].nbytes
+
+
+def test_what_an_autograd_graph_hangs_on_is_not_copied() -> None:
+    spec = all_specs()["sdpa_flash_backward"]
+    inputs = spec.make_inputs(spec.checks[0], "float32", Draw(0, "cpu"))
+    again = copied(inputs)
+    assert again["leaves"][0] is inputs["leaves"][0]
+    assert again["out_graph"][0] is inputs["out_graph"][0]
+    spec.run(again, {})
+    assert torch.isfinite(again["dq"]).all()
+
+
+def test_a_point_names_itself_its_group_and_its_sizes() -> None:
+    spec = all_specs()["moe_layer"]
+    shape = {"num_tokens": 1023, "hidden_size": 64, "inter_size": 32, "topk": 2, "num_experts": 4, "routing": "balanced"}
+    point = point_of(spec, shape, "bfloat16")
+    assert point.key == "moe_layer/bfloat16/hidden_size=64,inter_size=32,num_experts=4,num_tokens=1023,routing=balanced,topk=2"
+    assert point.group == "moe_layer/bfloat16/routing=balanced"
+    assert point.sizes["num_tokens"] == 10.0
+    assert point.flops == spec.flops(shape, "bfloat16")
+    assert point == Point(**{name: getattr(point, name) for name in Point.__slots__})
+
+
+def test_the_code_path_follows_the_card() -> None:
+    tensor = torch.empty(1)
+    with pretend(80):
+        assert not has_tma(tensor)
+    with pretend(100):
+        assert has_tma(tensor)
+    assert n_sms(tensor) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_there_is_no_bench() -> None:
+    assert find_device() is None
+    assert open_bench() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_checker_says_so_without_a_gpu_or_the_interpreter() -> None:
+    done = subprocess.run([sys.executable, "-m", "roofplan.kernels.check"], capture_output=True, text=True, timeout=120, env={"PATH": ""})
+    assert done.returncode == 2
+    assert done.stderr.strip() == "no CUDA GPU found; set TRITON_INTERPRET=1 to check in the interpreter"
+
+
+def test_points_need_no_torch() -> None:
+    code = "import sys, roofplan.kernels.point; assert 'torch' not in sys.modules; print(roofplan.kernels.point.to_line({'b': 1, 'a': 2}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == {"a": 2, "b": 1}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_no_time_beats_the_copy_ceiling_by_much() -> None:
+    bench = open_bench()
+    assert bench is not None
+    copy, matmul = bench.ceilings()
+    rows = bench.measure(copy)
+    assert rows[0]["mode"] == "graph"
+    assert float(rows[0]["p10_us"]) <= float(rows[0]["latency_us"]) <= float(rows[0]["p90_us"])
+    assert 1e11 < copy.moved_bytes / (1e-6 * float(rows[0]["latency_us"])) < 2e13
+    assert 1e12 < matmul.flops / (1e-6 * float(bench.measure(matmul)[0]["latency_us"])) < 1e16
