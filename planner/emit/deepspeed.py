@@ -9,9 +9,9 @@ from ...scenarios.errors import BadInput
 from .target import CannotExpress, Job, to_json
 
 TITLE = "DeepSpeed configuration"
+HOW = "read by `train.py`; also by any script of yours through `deepspeed.initialize(config=...)`"
 
-TOP_LEVEL_KEYS = frozenset(
-    """
+_TOP_LEVEL = """
     activation_checkpointing aio autotuning bf16 checkpoint comms_logger communication_data_type compile csv_monitor
     data_efficiency data_types dataloader_drop_last disable_allgather dump_state expert_parallel flops_profiler fp16
     gradient_accumulation_steps gradient_allreduce_op gradient_clipping gradient_predivide_factor hybrid_engine memory_breakdown
@@ -19,13 +19,14 @@ TOP_LEVEL_KEYS = frozenset(
     tensor_parallel tensorboard timers torch_autocast train_batch_size train_micro_batch_size_per_gpu
     use_data_before_expert_parallelism wall_clock_breakdown wandb weight_quantization zero_allow_untested_optimizer
     zero_force_ds_cpu_optimizer zero_optimization
-    """.split()
-)
+"""
+TOP_LEVEL_KEYS = frozenset(_TOP_LEVEL.split())
 """Top-level keys DeepSpeed 0.19.8 reads (``runtime/config.py``, ``runtime/constants.py``); any other it silently ignores."""
 
-CHECKPOINTING_KEYS = frozenset(
-    "partition_activations number_checkpoints contiguous_memory_optimization synchronize_checkpoint_boundary profile cpu_checkpointing".split()
-)
+_CHECKPOINTING = """
+    contiguous_memory_optimization cpu_checkpointing number_checkpoints partition_activations profile synchronize_checkpoint_boundary
+"""
+CHECKPOINTING_KEYS = frozenset(_CHECKPOINTING.split())
 """Keys of ``activation_checkpointing`` (``runtime/activation_checkpointing/config.py``); any other is silently ignored too."""
 
 
@@ -43,7 +44,7 @@ def check_keys(config: dict[str, Any]) -> None:
 
 
 def check_expressible(job: Job) -> None:
-    """CannotExpress unless the layout is ZeRO data parallelism, with or without Ulysses, in a precision and optimizer DeepSpeed has keys for."""
+    """CannotExpress unless the plan is ZeRO with or without Ulysses, in a precision and an optimizer DeepSpeed has keys for."""
     plan = job.plan
     if plan.tp > 1 or plan.pp > 1 or plan.ep > 1:
         axes = " ".join(f"{a}={getattr(plan, a)}" for a in ("tp", "pp", "ep") if getattr(plan, a) > 1)

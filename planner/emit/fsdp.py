@@ -6,6 +6,7 @@ from . import launch, script
 from .target import CannotExpress, Job
 
 TITLE = "plain PyTorch: FSDP2 and tensor parallelism"
+HOW = "`bash launch_fsdp2.sh`"
 
 
 def emit(job: Job) -> dict[str, str]:
@@ -20,15 +21,17 @@ def check_expressible(job: Job) -> None:
     """CannotExpress unless the plan is full sharding over data ranks, with or without tensor parallelism, on torch's own optimizers."""
     plan = job.plan
     if plan.cp > 1:
-        raise CannotExpress(f"cp={plan.cp}: this script splits the sequence only inside tensor parallelism", "train.py for Ulysses, torchtitan or Megatron-LM for rings")
+        raise CannotExpress(f"cp={plan.cp}: this script splits the sequence by tp only", "train.py, torchtitan or Megatron-LM")
     if plan.pp > 1 or plan.ep > 1:
         raise CannotExpress(f"pp={plan.pp} ep={plan.ep}: this script has data and tensor ranks only", "torchtitan or Megatron-LM")
     if plan.dp > 1 and (plan.sharding == "ddp" or (plan.sharding == "zero" and plan.zero_stage < 2)):
-        raise CannotExpress(f"sharding={plan.sharding} stage {plan.zero_stage}: FSDP2 shards parameters and gradients", "train.py, which is ZeRO 0 to 3")
+        raise CannotExpress(
+            f"sharding={plan.sharding} stage {plan.zero_stage}: FSDP2 shards gradients too", "train.py, which is ZeRO 0 to 3"
+        )
     if plan.sharding == "hsdp" and plan.hsdp_group < 1:
         raise CannotExpress("sharding=hsdp without hsdp_group", "hsdp_group = GPUs that share one copy")
     if bool(plan.offload_optimizer) != bool(plan.offload_params) or 0 < plan.offload_params < 1:
-        raise CannotExpress("offload of part of the state: FSDP2 offloads parameters, gradients and optimizer together", "offload all, or train.py")
+        raise CannotExpress("offload of part of the state: FSDP2 offloads all of it", "offload all, or train.py")
     if plan.precision not in ("bf16", "fp32"):
         raise CannotExpress(f"precision={plan.precision}", "bf16, or torchtitan's float8")
     if plan.optimizer not in ("adamw", "sgd"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+
 from . import deepspeed, script
 from .target import Job
 
 TITLE = "launchers (torchrun, deepspeed, Slurm)"
+HOW = "`bash launch_torchrun.sh`, or `bash launch_deepspeed.sh`, or `sbatch job.slurm`"
 
 HEAD = """#!/usr/bin/env bash
 # {what}
@@ -41,9 +45,9 @@ def torchrun(job: Job, training_script: str) -> str:
     return HEAD.format(what=what) + environment(job) + torchrun_command(job, training_script)
 
 
-def torchrun_command(job: Job, program: str, arguments: str = "") -> str:
-    """The line that starts ``program`` on every rank of this node, with its own arguments and then the launcher's."""
-    tail = f'{program} {arguments} "$@"\n' if arguments else f'{program} "$@"\n'
+def torchrun_command(job: Job, *program: str, last: str = "") -> str:
+    """The line that starts ``program`` on every rank of this node: its own arguments, the launcher's, then ``last``."""
+    tail = " ".join([*program, '"$@"', *([last] if last else [])]) + "\n"
     if job.nodes == 1:
         return f"exec torchrun --standalone --nproc_per_node {job.ranks_per_node} {tail}"
     return (
@@ -52,6 +56,12 @@ def torchrun_command(job: Job, program: str, arguments: str = "") -> str:
         f'exec torchrun --nnodes {job.nodes} --nproc_per_node {job.ranks_per_node} --node_rank "$NODE_RANK" \\\n'
         f'  --master_addr "$MASTER_ADDR" --master_port "${{MASTER_PORT:-29500}}" {tail}'
     )
+
+
+def bash_array(name: str, arguments: Iterable[tuple[str, ...]]) -> str:
+    """A bash array of arguments, one flag with its values a line."""
+    lines = "".join(f"  {shlex.join(argument)}\n" for argument in arguments)
+    return f"{name}=(\n{lines})\n"
 
 
 def deepspeed_launcher(job: Job) -> str:

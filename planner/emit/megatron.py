@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from . import launch
-from .target import CannotExpress, Job
+from .target import CannotExpress, Job, refuse
 
 TITLE = "Megatron-LM arguments"
+HOW = "`MEGATRON_LM=/path/to/Megatron-LM bash megatron/pretrain.sh`"
 
 Arguments = list[tuple[str, ...]]
 """Each a flag and its values."""
@@ -17,14 +18,12 @@ STATE_DTYPES = {"adamw-bf16": "bf16", "adamw-8bit": "fp8"}
 
 def emit(job: Job) -> dict[str, str]:
     """A launcher that holds the arguments; CannotExpress for what Megatron-LM has no flag for."""
-    lines = "\n".join("  " + " ".join(_quoted(part) for part in argument) for argument in arguments(job))
-    head = launch.HEAD.format(what=f"{job.world} ranks of Megatron-LM (core 0.16.1) on {job.nodes} node(s); extra arguments go to pretrain_gpt.py")
-    text = (
-        f'{head}: "${{MEGATRON_LM:?set MEGATRON_LM to a checkout of Megatron-LM}}"\n{launch.environment(job)}{_connections(job)}'
-        f'export PYTHONPATH="$MEGATRON_LM${{PYTHONPATH:+:$PYTHONPATH}}"\n\nARGUMENTS=(\n{lines}\n)\n'
-        f'{launch.torchrun_command(job, chr(34) + "$MEGATRON_LM/pretrain_gpt.py" + chr(34), chr(34) + "${ARGUMENTS[@]}" + chr(34))}'
-    )
-    return {"megatron/pretrain.sh": text}
+    what = f"{job.world} ranks of Megatron-LM (core 0.16.1) on {job.nodes} node(s); extra arguments go to pretrain_gpt.py"
+    head = launch.HEAD.format(what=what) + ': "${MEGATRON_LM:?set MEGATRON_LM to a checkout of Megatron-LM}"\n'
+    path = 'export PYTHONPATH="$MEGATRON_LM${PYTHONPATH:+:$PYTHONPATH}"\n'
+    array = launch.bash_array("ARGUMENTS", arguments(job))
+    command = launch.torchrun_command(job, '"$MEGATRON_LM/pretrain_gpt.py"', '"${ARGUMENTS[@]}"')
+    return {"megatron/pretrain.sh": head + launch.environment(job) + _connections(job) + path + array + command}
 
 
 def arguments(job: Job) -> Arguments:
@@ -36,9 +35,13 @@ def arguments(job: Job) -> Arguments:
 def check_expressible(job: Job) -> None:
     """CannotExpress for plans outside Megatron-LM's switches."""
     plan, model = job.plan, job.model
-    reasons = (
+    refuse(
         (plan.cp > 1 and plan.cp_kind == "ring", "cp_kind=ring: Megatron's ring is always balanced", "cp_kind=zigzag"),
-        (plan.schedule not in ("1f1b", "interleaved") and plan.pp > 1, f"schedule={plan.schedule}: no flag", "1f1b or interleaved, or torchtitan"),
+        (
+            plan.schedule not in ("1f1b", "interleaved") and plan.pp > 1,
+            f"schedule={plan.schedule}: no flag",
+            "1f1b or interleaved, or torchtitan",
+        ),
         (plan.sharding in ("fsdp", "hsdp") or plan.zero_stage > 1, "ZeRO stage 2 or 3 or FSDP", "zero_stage=1, the distributed optimizer"),
         (plan.recompute == "remat", "recompute=remat is research-only here: no flag", "recompute=full or selective"),
         (plan.offload_params, "offload_params: no flag", "train.py (DeepSpeed)"),
@@ -51,9 +54,6 @@ def check_expressible(job: Job) -> None:
         (plan.offload_optimizer and plan.optimizer != "adamw", "offload of another optimizer than AdamW", "adamw"),
         (model.norm == "rmsnorm" and model.position == "alibi", "ALiBi positions: no flag", "rope"),
     )
-    for present, what, nearest in reasons:
-        if present:
-            raise CannotExpress(what, nearest)
 
 
 def _model(job: Job) -> Arguments:
@@ -95,7 +95,11 @@ def _attention(job: Job) -> Arguments:
     if model.is_mla:
         found += [("--multi-latent-attention",), ("--kv-lora-rank", str(model.kv_lora_rank))]
         found += [("--q-lora-rank", str(model.q_lora_rank))] if model.q_lora_rank else []
-        found += [("--qk-head-dim", str(model.head_dim)), ("--qk-pos-emb-head-dim", str(model.rope_head_dim)), ("--v-head-dim", str(model.v_dim))]
+        found += [
+            ("--qk-head-dim", str(model.head_dim)),
+            ("--qk-pos-emb-head-dim", str(model.rope_head_dim)),
+            ("--v-head-dim", str(model.v_dim)),
+        ]
         return found
     found.append(("--kv-channels", str(model.head_dim)))
     if model.n_kv_heads != model.n_heads:
@@ -208,7 +212,3 @@ def _connections(job: Job) -> str:
     arch = job.accelerator.compute_capability
     split = job.plan.tp > 1 or job.plan.cp > 1
     return "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" if split and not arch.startswith(("10", "12")) else ""
-
-
-def _quoted(part: str) -> str:
-    return f"'{part}'" if any(c in part for c in "()[]*, +") else part

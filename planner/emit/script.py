@@ -10,12 +10,14 @@ from . import deepspeed, hfconfig
 from .target import CannotExpress, Job, to_json
 
 TITLE = "training script on DeepSpeed (also runs tiny, on a CPU)"
+HOW = "`torchrun --nproc_per_node 2 train.py --tiny` tries it on a CPU; `--help` lists its options"
 
-TRUTH_COLUMNS = (
+_COLUMNS = (
     "id source source_url model layers hidden heads kv_heads ffn vocab gated_mlp num_experts top_k moe_ffn shared_experts params_b "
     "gpu num_gpus gpus_per_node interconnect tp pp vpp cp cp_kind ep dp sharding seq_parallel micro_batch global_batch_seqs seq_len "
     "precision recompute offload attention tflops_per_gpu mfu tokens_per_s_per_gpu step_time_s peak_mem_gb notes"
-).split()
+)
+TRUTH_COLUMNS = tuple(_COLUMNS.split())
 """Columns of a measured training run, as ``roofplan validate --training`` reads them."""
 
 

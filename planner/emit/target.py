@@ -1,4 +1,4 @@
-"""What a target is: a module of this folder with ``TITLE`` and ``emit(job) -> {file name: text}``, or CannotExpress if the plan does not fit it."""
+"""What a target is: a module of this folder with ``TITLE``, ``HOW`` and ``emit(job) -> {file name: text}``; CannotExpress if it cannot."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class CannotExpress(Exception):
     def __init__(self, what: str, nearest: str) -> None:
         super().__init__(f"{what}; nearest: {nearest}")
         self.what, self.nearest = what, nearest
+
+
+def refuse(*reasons: tuple[object, str, str]) -> None:
+    """CannotExpress for the first of ``(present, what, nearest)`` that is present."""
+    for present, what, nearest in reasons:
+        if present:
+            raise CannotExpress(what, nearest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +76,8 @@ def make_job(
 ) -> Job:
     """A Job whose numbers agree with each other.
 
-    ``dp tp pp cp = n_gpus``; ``dp micro_batch grad_accum = global_batch``; a batch of candidates (arrays) is not a plan. BadInput otherwise.
+    ``dp tp pp cp = n_gpus`` and ``dp micro_batch grad_accum = global_batch``; cp divides the sequence. BadInput otherwise, or for a batch
+    of candidates.
     """
     plan, work = scalars(plan), scalars(work)
     job = Job(model=model, plan=plan, work=work, cluster=cluster, accelerator=accelerator, facts=facts)
@@ -102,3 +110,27 @@ def scalars(value: T) -> T:
 def to_json(data: Any) -> str:
     """JSON as people read it; refuses NaN and infinity."""
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def to_yaml(data: Mapping[str, Any], indent: int = 0) -> str:
+    """A mapping of mappings, lists and scalars as YAML 1.1; text is quoted, floats keep a point (``1e-05`` would be text)."""
+    lines: list[str] = []
+    for key, value in data.items():
+        pad = "  " * indent
+        if isinstance(value, Mapping):
+            lines.append(f"{pad}{key}:\n{to_yaml(value, indent + 1)}")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            items = "".join(f"{pad}  - {to_yaml(item, indent + 2).lstrip()}" for item in value)
+            lines.append(f"{pad}{key}:\n{items}")
+        else:
+            lines.append(f"{pad}{key}: {_yaml_scalar(value)}\n")
+    return "".join(lines)
+
+
+def _yaml_scalar(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_yaml_scalar(item) for item in value)}]"
+    if isinstance(value, float) and "e" in repr(value):
+        mantissa, exponent = repr(value).split("e")
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
+    return json.dumps(value, allow_nan=False)

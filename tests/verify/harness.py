@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import signal
@@ -24,10 +25,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     deepspeed = pytest.importorskip("deepspeed", reason="deepspeed is not installed: tests/verify/install.sh")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: tests/verify/install.sh")
-    import deepspeed.runtime.sequence_parallel.ulysses_sp
-    import torch.distributed.tensor.parallel
-    from transformers.models.llama import modeling_llama
-    from transformers.models.mixtral import modeling_mixtral  # noqa: F401
+    for module in (
+        "deepspeed.runtime.sequence_parallel.ulysses_sp",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor.parallel",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.mixtral.modeling_mixtral",
+    ):
+        importlib.import_module(module)
 
 torch.set_num_threads(1)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else every fresh machine compiles it for minutes
@@ -35,7 +40,7 @@ transformers.logging.set_verbosity_error()
 
 
 def run_ranks(n_ranks: int, folder: Path, rank_main: Callable[[int], Any], timeout_s: float = 120.0) -> list[str]:
-    """Fork ``n_ranks`` copies of this process, run ``rank_main(rank)`` in each; their outputs, or AssertionError with the first failure's."""
+    """Fork ``n_ranks`` copies of this process, run ``rank_main(rank)`` in each; their outputs, or AssertionError with a failed one's."""
     codes, logs = exit_codes(n_ranks, folder, rank_main, timeout_s)
     bad = next((r for r, code in enumerate(codes) if code not in (0, -signal.SIGKILL)), None)
     assert codes == [0] * n_ranks, f"exit codes {codes}\n{logs[bad if bad is not None else 0][-3000:]}"

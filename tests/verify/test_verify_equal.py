@@ -1,4 +1,4 @@
-"""Emitted plans compute what plain PyTorch computes: under SGD every parameter's update agrees to 1e-5, from the same weights and tokens."""
+"""Emitted plans compute what plain PyTorch computes: under SGD every parameter's update agrees to 1e-5."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
@@ -51,7 +51,7 @@ def shrink(config, job, world):
 
 
 class Tokens:
-    """Sequences of a flat token file (.npy, or .bin of uint16, uint32 above 65,536 tokens); without a file patterns of 32 tokens, whose loss must fall."""
+    """Sequences of a flat token file: .npy, or .bin of uint16 (uint32 above 65,536 tokens). Without one, patterns whose loss must fall."""
 
     def __init__(self, path, vocab, seq_tokens):
         self.vocab, self.seq = vocab, seq_tokens
@@ -180,7 +180,7 @@ class WithLoss(torch.nn.Module):
 
     def loss_sum(self, hidden, labels):
         logits = self.model.get_output_embeddings()(hidden).float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
     def forward(self, input_ids, position_ids, labels):
         hidden = self.model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
@@ -221,7 +221,8 @@ class Meter:
         self.began = now
         if self.rank == 0:
             rate = self.tokens / self.times[-1] / self.world
-            print(f"step {step}: loss {loss:.4f}, {self.times[-1]:.3f} s, {rate:,.0f} tokens/s/GPU, peak {self.peak_bytes() / 2**30:.2f} GiB", flush=True)
+            peak = self.peak_bytes() / 2**30
+            print(f"step {step}: loss {loss:.4f}, {self.times[-1]:.3f} s, {rate:,.0f} tokens/s/GPU, peak {peak:.2f} GiB", flush=True)
 
     def peak_bytes(self):
         return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

@@ -1,21 +1,20 @@
 """Trains the plan of plan.json with DeepSpeed: ZeRO, offload, Ulysses sequence parallelism, tiled MLP and loss, checkpoints on the host.
 
-    bash launch_torchrun.sh                             the plan as priced, on synthetic tokens
-    bash launch_torchrun.sh --data tokens.bin           on your tokens: one flat file, cut into sequences
-    torchrun --nproc_per_node 2 train.py --tiny         the same architecture, small, random weights: runs on a CPU
+bash launch_torchrun.sh                             the plan as priced, on synthetic tokens
+bash launch_torchrun.sh --data tokens.bin           on your tokens: one flat file, cut into sequences
+torchrun --nproc_per_node 2 train.py --tiny         the same architecture, small, random weights: runs on a CPU
 """
 
 import argparse
 import json
 
 import deepspeed
+import parts
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
-
-import parts
 
 
 def arguments():

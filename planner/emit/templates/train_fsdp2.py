@@ -1,8 +1,8 @@
 """Trains the plan of plan.json with plain PyTorch: FSDP2 (fully_shard), tensor and sequence parallelism, HSDP, CPU offload.
 
-    bash launch_fsdp2.sh                                    the plan as priced, on synthetic tokens
-    bash launch_fsdp2.sh --data tokens.bin                  on your tokens: one flat file, cut into sequences
-    torchrun --nproc_per_node 2 train_fsdp2.py --tiny       the same architecture, small, random weights: runs on a CPU
+bash launch_fsdp2.sh                                    the plan as priced, on synthetic tokens
+bash launch_fsdp2.sh --data tokens.bin                  on your tokens: one flat file, cut into sequences
+torchrun --nproc_per_node 2 train_fsdp2.py --tiny       the same architecture, small, random weights: runs on a CPU
 """
 
 import argparse
@@ -11,7 +11,6 @@ from contextlib import nullcontext
 import parts
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -23,6 +22,7 @@ from torch.distributed.tensor.parallel import (
     loss_parallel,
     parallelize_module,
 )
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
@@ -83,7 +83,7 @@ class VocabSplitLoss(parts.WithLoss):
 
     def loss_sum(self, hidden, labels):
         logits = self.model.lm_head(hidden).float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.transpose(1, 2).flatten(), reduction="sum").full_tensor()
+        return cross_entropy(logits.flatten(0, 1), labels.transpose(1, 2).flatten(), reduction="sum").full_tensor()
 
     def forward(self, input_ids, position_ids, labels):
         """Labels as (batch, position within a tensor rank's part, tensor rank), so that they tile as the hidden states do."""

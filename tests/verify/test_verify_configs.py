@@ -1,0 +1,307 @@
+"""The real readers of the emitted configurations: what we emit parses to the plan's numbers, and what is wrong is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from roofplan.planner.emit import accelerate as emit_accelerate
+from roofplan.planner.emit import arctic, hfconfig, megatron
+from roofplan.planner.emit import deepspeed as emit_deepspeed
+from roofplan.planner.emit import torchtitan as emit_torchtitan
+
+from .harness import deepspeed, run_ranks, torch, transformers
+from .plans import job_of
+
+EXTRA = Path(sys.prefix) / "verify"
+"""Where install.sh puts packages whose own requirements would replace torch."""
+
+needs_extra = pytest.mark.skipif(not EXTRA.is_dir(), reason=f"{EXTRA} is missing: run tests/verify/install.sh")
+ALST = {
+    "cp": 8, "cp_kind": "ulysses", "zero_stage": 3, "offload_optimizer": 1, "recompute": "full", "offload_activations": 1,
+    "tiled_mlp": 1, "fused_loss": 1,
+}  # fmt: skip
+FSDP = {"sharding": "fsdp", "zero_stage": 3, "framework": "torchtitan"}
+
+
+def in_fork(folder: Path, check: Callable[[], None]) -> None:
+    """Run ``check`` in a fork of this process that also sees the extra packages, so that they and their stubs touch no other test."""
+
+    def rank_main(rank: int) -> None:
+        os.chdir(folder)
+        sys.path.append(str(EXTRA))
+        check()
+
+    run_ranks(1, folder, rank_main)
+
+
+def refuses(call: Callable[[], Any], *errors: type[BaseException]) -> None:
+    try:
+        call()
+    except errors:
+        return
+    raise AssertionError("accepted what is wrong")
+
+
+@pytest.fixture
+def fake_world() -> Iterator[None]:
+    """512 ranks in one process: collectives do nothing, sizes are real."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=512, store=FakeStore())
+    deepspeed.init_distributed(dist_init_required=False)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("fake_world")
+def test_deepspeed_config_of_512_gpus() -> None:
+    """DeepSpeed's own parser agrees with the batch, the stage, the offload and the clipping; wrong values are refused."""
+    parse = deepspeed.runtime.config.DeepSpeedConfig
+    plain = emit_deepspeed.config_of(job_of(dp=512, zero_stage=3, micro_batch=2, grad_accum=2, offload_optimizer=1, offload_params=1))
+    read = parse(dict(plain))
+    assert (read.train_batch_size, read.zero_optimization_stage, read.gradient_clipping) == (2048, 3, 1.0)
+    assert read.zero_config.offload_optimizer.device == "cpu"
+    assert read.zero_config.offload_param.device == "cpu"
+    assert read.bfloat16_config.enabled
+    ulysses = emit_deepspeed.config_of(job_of(dp=64, **ALST))
+    read = parse(dict(ulysses))
+    assert read.world_size == 64
+    assert read.activation_checkpointing_config.cpu_checkpointing
+    assert read.seq_parallel_communication_data_type == torch.bfloat16
+    for wrong in (
+        {**plain, "train_batch_size": 2049},
+        {**plain, "zero_optimization": {"stage": 7}},
+        {**plain, "zero_optimization": {**plain["zero_optimization"], "stage_3_prefetch": 1}},
+        {**plain, "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}},
+        {**plain, "fp16": {"enabled": True}},
+        {**ulysses, "sequence_parallel_size": 4},
+    ):
+        with pytest.raises((AssertionError, ValueError)):
+            parse(wrong)
+
+
+def test_our_key_lists_are_deepspeeds() -> None:
+    """Every key we allow is a string constant that DeepSpeed's configuration code reads; and it does ignore the ones we refuse."""
+    root = Path(deepspeed.__file__).parent
+    sources = [root / "runtime", root / "monitor", root / "compile", root / "profiling", root / "comm", root / "autotuning"]
+    text = "\n".join(p.read_text() for folder in sources for p in folder.rglob("*.py"))
+    literals = set(re.findall(r"""["']([a-z0-9_]+)["']""", text))
+    assert literals >= emit_deepspeed.TOP_LEVEL_KEYS
+    from deepspeed.runtime.activation_checkpointing import config as checkpointing
+
+    assert set(checkpointing.ACT_CHKPT_DEFAULT) == emit_deepspeed.CHECKPOINTING_KEYS
+    assert deepspeed.__version__ == "0.19.8"
+
+
+@needs_extra
+def test_megatron_core_config(tmp_path: Path) -> None:
+    """Flags that are fields of megatron-core's TransformerConfig build one; the others are known arguments of pretrain_gpt.py."""
+
+    def check() -> None:
+        from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # type: ignore[import-not-found]
+
+        def build(arguments: list[tuple[str, ...]], **changes: Any) -> Any:
+            cls = MLATransformerConfig if ("--multi-latent-attention",) in arguments else TransformerConfig
+            fields, rest = transformer_fields(cls, arguments)
+            assert rest <= PRETRAIN_ONLY, f"unknown flags: {sorted(rest - PRETRAIN_ONLY)}"
+            return cls(**fields, **changes)
+
+        for name, layout in MEGATRON_PLANS:
+            job = job_of(name, 4096, **layout)
+            config = build(megatron.arguments(job))
+            assert config.num_layers == job.model.n_layers
+            assert config.tensor_model_parallel_size == job.plan.tp
+            assert config.context_parallel_size == job.plan.cp
+            assert config.num_moe_experts == (job.model.n_experts or None)
+        good = megatron.arguments(job_of("llama3-8b", 4096, tp=4, pp=2, framework="megatron"))
+        swapped = [("--tensor-model-parallel-size", "5") if a[0].startswith("--tensor") else a for a in good]
+        refuses(lambda: build(swapped), ValueError, AssertionError)
+        without_tp = [("--tensor-model-parallel-size", "1") if a[0].startswith("--tensor") else a for a in good]
+        refuses(lambda: build([*without_tp, ("--sequence-parallel",)]), ValueError, AssertionError)
+        refuses(lambda: build([*good, ("--recompute-granularity", "everything")]), ValueError, AssertionError)
+        refuses(lambda: build([*good, ("--no-such-flag",)]), AssertionError)
+
+    in_fork(tmp_path, check)
+
+
+MEGATRON_PLANS: list[tuple[str, dict[str, Any]]] = [
+    ("llama3-8b", {"tp": 2, "cp": 4, "cp_kind": "zigzag", "dp": 2, "recompute": "full"}),
+    ("llama3-8b", {"tp": 4, "pp": 2, "vpp": 4, "dp": 2, "grad_accum": 4, "schedule": "interleaved", "recompute": "selective"}),
+    ("llama3-8b", {"cp": 8, "cp_inner": 4, "cp_kind": "ulysses-ring", "optimizer": "adamw-bf16"}),
+    ("llama3-8b", {"cp": 8, "cp_kind": "ulysses", "offload_optimizer": 0.5}),
+    ("llama3-70b", {"tp": 4, "pp": 4, "dp": 2, "grad_accum": 16, "precision": "fp8", "recompute": "full", "recompute_layers": 3}),
+    ("mixtral-8x7b", {"tp": 2, "ep": 8, "dp": 8, "pp": 4, "grad_accum": 8}),
+    ("deepseek-v3", {"pp": 16, "ep": 64, "dp": 128, "grad_accum": 32, "layers_first": 4, "layers_last": 1}),
+    ("qwen3-8b", {"tp": 4, "dp": 2}),
+]
+PRETRAIN_FLAGS = """
+    --seq-length --max-position-embeddings --position-embedding-type --rotary-base --swiglu --disable-bias-linear
+    --untie-embeddings-and-output-weights --group-query-attention --window-attn-skip-freq --use-distributed-optimizer
+    --overlap-grad-reduce --overlap-param-gather --num-virtual-stages-per-pipeline-rank --decoder-first-pipeline-num-layers
+    --decoder-last-pipeline-num-layers --optimizer-cpu-offload --optimizer-offload-fraction --bf16 --fp16 --fp8-format
+    --use-precision-aware-optimizer --exp-avg-dtype --exp-avg-sq-dtype --micro-batch-size --global-batch-size --train-iters
+    --optimizer --lr --weight-decay --adam-beta2 --clip-grad --tokenizer-type --vocab-size --mock-data --eval-iters --log-interval
+    --log-throughput --distributed-timeout-minutes --num-experts
+"""
+PRETRAIN_ONLY = set(PRETRAIN_FLAGS.split())
+"""Arguments of Megatron-LM core_v0.16.1 that are not fields of TransformerConfig under the same name."""
+
+
+def transformer_fields(cls: Any, arguments: list[tuple[str, ...]]) -> tuple[dict[str, Any], set[str]]:
+    """TransformerConfig's keyword arguments among Megatron-LM arguments, and the names of the other flags."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    found: dict[str, Any] = {"bf16": True, "params_dtype": torch.bfloat16, "pipeline_dtype": torch.bfloat16, "apply_rope_fusion": False}
+    rest = set()
+    for flag, *values in arguments:
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in names:
+            found[name] = value_of(name, values)
+        else:
+            rest.add(flag)
+        if flag == "--num-experts":
+            found["num_moe_experts"] = int(values[0])
+        if flag == "--disable-bias-linear":
+            found["add_bias_linear"] = False
+        if flag == "--num-virtual-stages-per-pipeline-rank":
+            found["virtual_pipeline_model_parallel_size"] = int(values[0])
+    return found, rest
+
+
+def value_of(name: str, values: list[str]) -> Any:
+    if not values:
+        return True
+    if name == "moe_layer_freq":
+        return eval(values[0], {"__builtins__": {}})  # as Megatron-LM reads it
+    if name == "attention_backend":
+        from megatron.core.transformer.enums import AttnBackend  # type: ignore[import-not-found]
+
+        return AttnBackend[values[0]]
+    numbers = [int(v) if v.isdigit() else float(v) if re.fullmatch(r"[0-9.]+", v) else v for v in values]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+@needs_extra
+def test_torchtitan_overrides(tmp_path: Path) -> None:
+    """torchtitan's parser and its mesh arithmetic read the plan back; unknown keys and wrong meshes are refused."""
+    plans: list[tuple[str, dict[str, Any]]] = [
+        ("llama3-8b", {"dp": 8, **FSDP}),
+        ("llama3-8b", {"cp": 8, "cp_kind": "allgather", "recompute": "full", **FSDP}),
+        ("llama3-8b", {"dp": 2, "tp": 2, "pp": 2, "grad_accum": 4, "fused_loss": 1, **FSDP}),
+        ("llama3-70b", {"dp": 4, "pp": 4, "tp": 8, "grad_accum": 8, "schedule": "interleaved", "vpp": 5, "recompute": "selective", **FSDP}),
+        ("llama3-8b", {"dp": 8, "pp": 2, "grad_accum": 8, "schedule": "zb1p", **FSDP, "sharding": "hsdp", "hsdp_group": 4}),
+        ("qwen3-30b-a3b", {"dp": 16, "ep": 8, **FSDP}),
+        ("deepseek-v3", {"dp": 64, "ep": 32, "pp": 8, "grad_accum": 8, "layers_first": 8, "layers_last": 5, **FSDP}),
+    ]
+
+    def check() -> None:
+        from torchtitan.config.manager import ConfigManager  # type: ignore[import-not-found]
+        from torchtitan.distributed.parallel_dims import ParallelDims  # type: ignore[import-not-found]
+
+        def parse(arguments: list[str]) -> Any:
+            return ConfigManager().parse_args(arguments)
+
+        for name, layout in plans:
+            job = job_of(name, 8192, **layout)
+            arguments = [part for override in emit_torchtitan.overrides(job) for part in override]
+            read = parse([*arguments, emit_torchtitan.checkpointing(job)])
+            ranks = ParallelDims.from_config(read.parallelism, job.world)
+            assert (ranks.tp, ranks.pp, ranks.cp, ranks.ep) == (job.plan.tp, job.plan.pp, job.plan.cp, job.plan.ep)
+            assert ranks.dp_replicate * ranks.dp_shard == job.plan.dp
+            assert (read.training.seq_len, read.training.global_batch_size) == (8192, job.global_batch)
+            kind = {"none": "NoneType", "full": "FullAC.Config", "selective": "SelectiveAC.Config"}[job.plan.recompute]
+            assert type(read.activation_checkpoint).__qualname__ == kind
+        refuses(lambda: parse([*arguments, "--parallelism.tensor_degree", "2"]), SystemExit)
+        refuses(lambda: parse([*arguments, "--parallelism.tensor_parallel_degree", "two"]), SystemExit)
+        refuses(lambda: parse(["--module", "llama3", "--config", "llama3_9b"]), ValueError)
+        refuses(lambda: ParallelDims.from_config(read.parallelism, job.world + 1), AssertionError)
+
+    in_fork(tmp_path, check)
+
+
+@needs_extra
+def test_arctic_recipe(tmp_path: Path) -> None:
+    """ArcticTraining's own configuration classes read the recipe; an unknown key, a wrong type and a bad optimizer are refused."""
+    job = job_of(**ALST)
+    (tmp_path / "config.json").write_text(json.dumps(hfconfig.config_of(job.model, job.seq_tokens)))
+    recipe = arctic.emit(job)["arctictraining/alst.yml"].replace(json.dumps(job.model.hf_ids[0]), json.dumps(str(tmp_path)))
+    recipe = recipe.replace('"data-cache"', json.dumps(str(tmp_path / "cache"))).replace('"logs"', json.dumps(str(tmp_path / "logs")))
+
+    def check() -> None:
+        for name in ("wandb", "wandb.sdk", "wandb.sdk.wandb_run", "flash_attn"):  # a tracker and a GPU kernel: imported, never called here
+            sys.modules[name] = stub(name)
+        from arctic_training.config.trainer import get_config  # type: ignore[import-not-found]
+
+        def parse(text: str) -> Any:
+            (tmp_path / "alst.yml").write_text(text)
+            return get_config(tmp_path / "alst.yml")
+
+        read = parse(recipe)
+        assert (read.sequence_parallel_size, read.data.max_length) == (8, 2**20)
+        assert read.tiled_mlp_compute
+        assert read.activation_checkpoint_cpu_offload
+        assert read.optimizer.learning_rate == 1e-5
+        assert read.deepspeed["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+        assert read.deepspeed["gradient_clipping"] == 1.0
+        refuses(lambda: parse(recipe + "tiled_mlp: true\n"), ValueError)
+        refuses(lambda: parse(recipe.replace("sequence_parallel_size: 8", "sequence_parallel_size: 0")), ValueError)
+        refuses(lambda: parse(recipe.replace("cpu_adam", "cpu_adamw")), Exception)
+
+    in_fork(tmp_path, check)
+
+
+def stub(name: str) -> Any:
+    """A module that has every attribute."""
+    import importlib.machinery
+
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.__path__ = []
+    module.__getattr__ = lambda attribute: MagicMock()  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", [{**ALST, "dp": 2}, {"dp": 4, "tp": 2, **FSDP}], ids=["deepspeed", "fsdp"])
+def test_accelerate_config(layout: dict[str, Any], tmp_path: Path) -> None:
+    """accelerate reads the file, and each key below a section is an option of ``accelerate launch``, which it does not check itself."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    job = job_of(gpus_per_node=8, **layout)
+    text = emit_accelerate.emit(job)["accelerate.yaml"]
+
+    def parse(text: str) -> Any:
+        (tmp_path / "accelerate.yaml").write_text(text)
+        return load_config_from_file(str(tmp_path / "accelerate.yaml"))
+
+    read = parse(text)
+    assert (read.num_processes, read.num_machines) == (job.world, job.nodes)
+    options = {action.dest for action in launch_command_parser()._actions}
+    for section in (read.deepspeed_config, read.fsdp_config, read.parallelism_config):
+        assert set(section) <= options, set(section) - options
+    layer = (read.fsdp_config or {}).get("fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer")
+    assert hasattr(transformers.models.llama.modeling_llama, layer)
+    with pytest.raises(ValueError, match="unknown keys"):
+        parse(text + "zero_stage: 3\n")
+    with pytest.raises(ValueError, match="is not a valid DistributedType"):
+        parse(text.replace(f'"{read.distributed_type.value}"', '"SHARDED"'))
+
+
+def test_emitted_shell_arguments_are_the_tested_ones() -> None:
+    """The array in the launcher is what the readers above were given."""
+    job = job_of(tp=4, pp=2, framework="megatron")
+    text = megatron.emit(job)["megatron/pretrain.sh"]
+    array = text.split("ARGUMENTS=(\n")[1].split("\n)\n")[0]
+    assert shlex.split(array) == [part for argument in megatron.arguments(job) for part in argument]
