@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from ..scenarios.errors import CheckFailed, RoofplanError
 from .run import Bench, Journal, calibrate_run, find_bench
 
 
 @click.command("run")
 @click.option("--minutes", type=float, default=5.0, show_default=True, help="Time to spend in all; 30 gives a full calibration.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Table to write (.parquet); its journal lies beside it.")
-def run(minutes: float, out: Path) -> None:
+def run_command(minutes: float, out: Path) -> None:
     """Measure this machine's GPU: copy and matmul ceilings first, then the kernels and shapes known least well.
 
     Stop it at any time and run it again with the same --out: it goes on where it was, losing at most the point in flight. A larger
     --minutes later adds points to the same table.
     """
-    try:
-        bench = find_bench()
-        journal = _with_bar(out, minutes, bench)
-    except CheckFailed as error:
-        click.echo(f"calibrate run: {error}", err=True)
-        sys.exit(1)
-    except RoofplanError as error:
-        click.echo(f"calibrate run: {error}", err=True)
-        sys.exit(2)
+    journal = _with_bar(out, minutes, find_bench())
     found = f"{len(journal.rows)} rows of {len(journal.done)} points in {out}"
     click.echo(f"{found}; {len(journal.failed)} points cannot run on this card", err=True)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from roofplan.calibrate import run as run_module
 from roofplan.calibrate.run import Journal, calibrate_run, find_bench, gpu_name, measured_ceilings
-from roofplan.calibrate.run_cli import run
+from roofplan.calibrate.run_cli import run_command
 from roofplan.kernels.point import DeviceLost, MeasureFailed, Point, Row
+from roofplan.planner.command import run as run_program
 from roofplan.scenarios.errors import BadFile, BadInput, CheckFailed
 
 pytest.importorskip("pyarrow", reason="the table is written with pyarrow (extra calibrate)")
@@ -227,7 +227,7 @@ def test_names_of_cards() -> None:
     assert gpu_name("Frobnicator 9000 Ti") == "frobnicator-9000-ti"
 
 
-def test_without_a_gpu_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+def test_without_a_gpu_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Holds on machines without torch (it is missing) and with torch but no GPU (that is missing)."""
     try:
         find_bench()
@@ -235,17 +235,18 @@ def test_without_a_gpu_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
         assert "no CUDA GPU found" in str(error) or "needs torch and triton" in str(error)
     else:
         pytest.skip("this machine has a GPU")
-    done = CliRunner().invoke(run, ["--out", str(tmp_path / "x.parquet")])
-    assert done.exit_code == 2
-    assert done.stderr.startswith("calibrate run: ")
-    assert len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(SystemExit) as done:
+        run_program(run_command, "run", ["--out", str(tmp_path / "x.parquet")])
+    assert done.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_measures_and_says_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = FakeBench(Clock(), point_s=0.0)
     monkeypatch.setattr("roofplan.calibrate.run_cli.find_bench", lambda: bench)
-    done = CliRunner().invoke(run, ["--minutes", "0.1", "--out", str(tmp_path / "x.parquet")])
+    done = CliRunner().invoke(run_command, ["--minutes", "0.1", "--out", str(tmp_path / "x.parquet")])
     assert done.exit_code == 0, done.stderr
     assert f"{len(bench.asked)} rows of {len(bench.asked)} points in" in done.stderr
-    assert run_module.MAX_STARTS == 2
