@@ -12,9 +12,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from ..scenarios.errors import BadInput, UnknownName
 from ..scenarios.plan import ParallelPlan
-from ..scenarios.technique import Technique
+from ..scenarios.technique import Technique, techniques
 from . import families as folder
 from .step import Stage, Step
 
@@ -109,4 +111,15 @@ def apply(rows: Iterable[Technique], target: Subject, **overrides: Any) -> Subje
     return target
 
 
-__all__ = ["Stage", "apply", "check", "families", "family", "parameters", "stage", "subject"]
+def used(plan: ParallelPlan) -> list[Technique]:
+    """The rows whose options a plan has, so that their retention and switches can be shown; options every plan has by default do not count."""
+    plain = ParallelPlan()
+    rows = [row for row in techniques().values() if subject(row.family) == "plan"]
+    return [row for row in rows if any(getattr(plain, k) != v for k, v in row.params.items()) and _has(plan, row)]
+
+
+def _has(plan: ParallelPlan, row: Technique) -> bool:
+    return all(np.all(np.asarray(getattr(plan, k)) == v) for k, v in row.params.items())
+
+
+__all__ = ["Stage", "apply", "check", "families", "family", "parameters", "stage", "subject", "used"]

@@ -11,11 +11,11 @@ from ..step import Stage, Step, weights_read
 STAGE = Stage.PASSES
 
 
-def parallel_generation(step: Step, *, workers: int, useful_frac: float = 1.0, overhead_frac: float = 0.0) -> Step:
+def parallel_generation(step: Step, *, workers: int, useful_frac: float = 1.0, overhead_s: float = 0.0) -> Step:
     """A pass advances ``workers`` streams of one task: weights and shared cache are read once, FLOPs count per stream.
 
-    It yields ``1 + (workers - 1) · useful`` tokens that count: the degree of parallelism the task's text has. ``overhead_frac`` is what a
-    measured pass of that many streams takes over one. Source: Hogwild! (2025), §5; Multiverse (2025), §5.
+    It yields ``1 + (workers - 1) · useful`` tokens that count: the degree of parallelism the task's text has. ``overhead_s`` is what a
+    pass of that many streams takes on top: set-up, and attention kernels that slow down. Source: Hogwild! (2025), table 3; Multiverse (2025).
     """
     if step.kind != "decode":
         return step
@@ -23,5 +23,5 @@ def parallel_generation(step: Step, *, workers: int, useful_frac: float = 1.0, o
     return replace(
         step, q_tokens=step.q_tokens * workers, yield_tokens=step.yield_tokens * (1.0 + (workers - 1) * useful_frac),
         linear_flops=step.linear_flops * workers, attention_flops=step.attention_flops * workers, weight_bytes=step.weight_bytes * more,
-        slow_frac=(1 + np.asarray(step.slow_frac)) * (1 + overhead_frac) - 1,
+        fixed_s=step.fixed_s + overhead_s,
     )  # fmt: skip
