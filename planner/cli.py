@@ -28,6 +28,18 @@ class Seq(click.ParamType):  # type: ignore[type-arg]
         return value if isinstance(value, int) else parse_seq(value)
 
 
+class Share(click.ParamType):  # type: ignore[type-arg]
+    """A part of a whole: ``5%`` or ``0.05``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """``5%`` -> 0.05; BadInput otherwise."""
+        if isinstance(value, float):
+            return value
+        return parse_quantity(value, "_frac") if value.endswith("%") else parse_quantity(value + "%", "_frac") * 100
+
+
 class Bytes(click.ParamType):  # type: ignore[type-arg]
     """A quantity of bytes with its unit: ``1.9TB``, ``512 GiB``."""
 
@@ -53,6 +65,7 @@ def scenario_flags(command: Any) -> Any:
         click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer.  [default: adamw]"),
         click.option("--framework", type=click.Choice([*ENGINES, "auto"]), help="Only layouts this framework can run.  [default: auto]"),
         click.option("--host-ram", "host_ram_bytes", type=Bytes(), help="Memory of one host, e.g. 1.9TB, if not the cluster's own."),
+        click.option("--memory-margin", "memory_margin_frac", type=Share(), help="Device memory to leave free.  [default: 5%]"),
         click.option("--price", "price_usd_per_h", type=float, help="USD per GPU hour, if not the cluster's own."),
         click.option("--calibration", help="Calibration file (TOML) instead of the GPU's own."),
         click.option("--index-bits", type=int, help="Width of the kernels' tensor index (31: int32), as a limit.  [default: none]"),

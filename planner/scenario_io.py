@@ -46,7 +46,9 @@ class Problem:
     def system(self) -> System:
         """The calibrated system under the first framework; the others share its roofline and network."""
         path = self.scenario.calibration
-        return make_system(self.cluster, self.engines[0].priced_as, read_calibration(Path(path)) if path else None)
+        found = make_system(self.cluster, self.engines[0].priced_as, read_calibration(Path(path)) if path else None)
+        usable = found.accelerator.usable_hbm_frac * (1 - self.scenario.memory_margin_frac)
+        return replace(found, accelerator=replace(found.accelerator, usable_hbm_frac=usable))
 
     @cached_property
     def _systems(self) -> dict[str, System]:

@@ -31,6 +31,7 @@ class Scenario:
 
     ``seq_tokens = 0`` asks for the longest sequence. ``allow`` holds ``quant``, ``lossy:<points>``, ``retrain``. ``framework = "auto"``
     searches every framework the planner can emit. ``index_bits = 31`` adds the limit of kernels that index a tensor with int32.
+    ``memory_margin_frac`` of the device's memory stays free: predicted peaks are good to a few percent, and a plan must not die of it.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Scenario:
     price_usd_per_h: float = 0.0
     calibration: str = ""
     index_bits: int = 0
+    memory_margin_frac: float = 0.05
     top: int = 5
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Scenario:
         for field in ("host_ram_bytes", "price_usd_per_h"):
             if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0):
                 raise BadInput(f"{field}={getattr(self, field)} must be finite and not negative")
+        if not 0 <= self.memory_margin_frac < 1:
+            raise BadInput(f"memory_margin={self.memory_margin_frac} must be at least 0 and less than 1, e.g. 5%")
         if self.index_bits not in (0, 31, 32, 63):
             raise BadInput(f"index_bits={self.index_bits} is not a kernel's index width; legal: 0 (no limit), 31, 32, 63")
         if self.objective == "max-seq" and self.seq_tokens != MAX_SEQ:
