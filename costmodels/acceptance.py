@@ -11,7 +11,7 @@ def chain_tokens(acceptance: float, draft_tokens: float) -> float:
 
 
 def tiered_draft_frac(*, middle_frac: float, small_frac: float, middle_acceptance: float, middle_tokens: int) -> float:
-    """Cost of one token of a draft that is itself speculated: ``(c_mid + γ1 c_small) / E(α1, γ1)``. Source: TriForce (2024), §4."""
+    """Cost of one token of a draft that is itself speculated: ``(c_mid + γ1 c_small) / E(α1, γ1)``. Source: TriForce (2024)"""
     return (middle_frac + middle_tokens * small_frac) / chain_tokens(middle_acceptance, middle_tokens)
 
 
@@ -19,7 +19,7 @@ def overlapped_tokens(acceptance: float, draft_tokens: int) -> float:
     """Tokens per model step when the next γ are drafted while the last γ are checked.
 
     Two states: in flow (all γ accepted with ``α^γ``, then on) yields ``(1 - α^γ)/(1 - α)``; after a rejection only one is checked, which
-    yields ``1 - α`` by correction and with α is in flow again. Their stationary mix. Source: PEARL (2025), §3, as a Markov chain.
+    yields ``1 - α`` by correction and with α is in flow again. Their stationary mix. Source: PEARL (2025), as a Markov chain.
     """
     a, stay = min(acceptance, 1 - 1e-12), acceptance**draft_tokens
     flow = a / (a + 1 - stay)  # flow leaves with 1 - stay, the pause ends with a

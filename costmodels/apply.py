@@ -112,7 +112,7 @@ def apply(rows: Iterable[Technique], target: Subject, **overrides: Any) -> Subje
 
 
 def used(plan: ParallelPlan) -> list[Technique]:
-    """The rows whose options a plan has, so that their retention and switches can be shown; options every plan has by default do not count."""
+    """The rows whose options a plan has, to show their retention and switches; options that every plan has by default do not count."""
     plain = ParallelPlan()
     rows = [row for row in techniques().values() if subject(row.family) == "plan"]
     return [row for row in rows if any(getattr(plain, k) != v for k, v in row.params.items()) and _has(plan, row)]

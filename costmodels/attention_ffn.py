@@ -42,7 +42,7 @@ def split_usd(
 ) -> float:
     """Dollars of one token: ``(max(FLOP_attn/F, B_cache/W) + FLOP_lin/F) usd_a + FLOP_ffn/F usd_f``, at datasheet rates.
 
-    The cards work on different micro-batches at once, so each costs only its own time. Source: Step-3 (2025), section 4, eq. 1 and table 6.
+    The cards work on different micro-batches at once, so each costs only its own time. Source: Step-3 (2025), its cost formula and table 6.
     """
     rate = attention.peak_flops_per_s(dtype)
     core = max(work["attention_flops"] / rate, work["cache_bytes"] / attention.hbm_bytes_per_s)

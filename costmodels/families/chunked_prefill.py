@@ -17,7 +17,7 @@ def chunked_prefill(step: Step, *, chunk_tokens: int, by_layers: bool = False) -
     """A prompt of N in chunks of C: every chunk reads the weights its tokens need and the cache so far again: ``KV (1 + (N/C - 1)/2)``.
 
     ``by_layers``: as many groups of layers instead, each run once on the whole prompt, so that every weight is read once. Decodes are
-    unchanged: they ride on weights that are read anyhow. Source: Sarathi (2023), §4; Layered Prefill (2025), §3.
+    unchanged: they ride on weights that are read anyhow. Source: Sarathi (2023); Layered Prefill (2025).
     """
     if step.kind != "prefill":
         return step

@@ -15,7 +15,7 @@ def chunked_training(step: Step, *, chunk_tokens: int, backward_frac: float = 1.
     """Activations of one chunk, ``C/N``; the past as cache in 2 bytes with gradients in 4, ``3 KV``.
 
     FLOPs with the forward that builds no graph, ``(1 + 3 b)/3``: ``backward_frac`` b is the share of chunks that are back-propagated.
-    Source: SeCO and SpaCO (2025), §3.
+    Source: SeCO and SpaCO (2025).
     """
     if step.kind != "train":
         return step

@@ -14,7 +14,7 @@ STAGE = Stage.PASSES
 def denoising(step: Step, *, tokens_per_pass: float, block_tokens: int = 0, cached: bool = True) -> Step:
     """A pass works on ``block_tokens`` and finishes ``tokens_per_pass`` of them; without a cache it works on the whole context again.
 
-    ``T = N_out / TPF · T(block or context)``. Source: Fast-dLLM v2 (2025), §4; LLaDA (2025) for the uncached form.
+    ``T = N_out / TPF · T(block or context)``. Source: Fast-dLLM v2 (2025); LLaDA (2025) for the uncached form.
     """
     if step.kind != "decode":
         return step

@@ -15,7 +15,7 @@ STAGE = Stage.PLACE
 def expert_cache(step: Step, *, device_frac: float, hit_frac: float) -> Step:
     """Device holds ``device_frac`` of the routed experts; a pass loads ``(1 - hit)`` of the experts it reads over the host link.
 
-    ``T = max(compute, (1 - hit) · E_active · bytes / X)``. Source: ExpertFlow (2024), §4.
+    ``T = max(compute, (1 - hit) · E_active · bytes / X)``. Source: ExpertFlow (2024).
     """
     p = count_params(step.model)
     lookup = 0 if step.model.tied_embeddings else p.embedding

@@ -13,7 +13,7 @@ STAGE = Stage.MODEL
 def fewer_experts(step: Step, *, kept_frac: float = 1.0, read_frac: float = 1.0) -> Step:
     """Weights without the pruned experts: ``P - (1 - kept) P_experts``; of those kept, ``read_frac`` are read by a pass.
 
-    A token still passes ``top_k`` experts, so FLOPs stay. Source: PreMoe (2025), table 1.
+    A token still passes ``top_k`` experts, so FLOPs stay. Source: PreMoe (2025).
     """
     p = count_params(step.model)
     routed = p.n_moe_layers * step.model.n_experts * p.expert / p.total

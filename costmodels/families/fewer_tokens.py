@@ -16,7 +16,7 @@ def fewer_tokens(step: Step, *, tokens_frac: float = 1.0, mean_tokens: int = 0, 
 
     ``mean_tokens`` instead keeps all tokens but in sequences of that attention-weighted mean length: attention ∝ mean/N, all else as it
     was. ``compressor_frac`` is the compressor's parameters over the model's: it reads the whole prompt first.
-    Source: Dataset Decomposition (2024), §3; LongCodeZip (2025), §3.
+    Source: Dataset Decomposition (2024); LongCodeZip (2025).
     """
     f = tokens_frac
     if mean_tokens:

@@ -18,7 +18,7 @@ def host_offload(
 
     Device cache: ``buffers · KV / (L · parts)``: one part of one layer's heads at work, the next on its way. Link, decode: the whole
     offloaded cache each step. Link, prefill in chunks of C: the earlier cache again for each chunk, ``KV (1 + N/(2C))``.
-    Source: HeadInfer (2025), §3; ZeRO-Inference (2022).
+    Source: HeadInfer (2025); ZeRO-Inference (2022).
     """
     kv = np.asarray(step.held_kv_bytes) * kv_frac
     buffer = np.minimum(buffers * kv / (step.model.n_layers * parts_per_layer), kv)

@@ -29,7 +29,7 @@ def hybrid_attention(
     per query channel: ``6 N d² + 3 N C d + N C²`` FLOPs a head against ``2 N² d`` of full attention. Cache: ``min(N, w)`` tokens,
     ``N/l`` tokens, or the state ``a d_qk d`` alone. ``gates`` counts further h x h projections of a cheap layer; ``kernel_frac`` is
     the cheap kernel's rate over the full one's.
-    Source: Kimi Linear (2025), eq. 13-14; RAT (2025), §3; LongGen (2024), §3.
+    Source: Kimi Linear (2025), eq. 13-14; RAT (2025); LongGen (2024).
     """
     n = np.asarray(step.kv_tokens, float)
     cheap = 1.0 - full_layer_frac

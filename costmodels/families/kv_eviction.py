@@ -24,7 +24,7 @@ def kv_eviction(
     ``(1 + c)/2`` bytes.
 
     Decode reads and holds what is kept. A prefill computes all its attention; it holds the whole cache until its end unless evicting goes
-    on during it (``every_step``). Source: H2O (2023), §4; SnapKV (2024), §4; ThinK (2024), §3.
+    on during it (``every_step``). Source: H2O (2023); SnapKV (2024); ThinK (2024).
     """
     n = np.asarray(step.kv_tokens, float)
     tokens = np.minimum(1.0, (budget_tokens + window_tokens) / n) if budget_tokens else np.full_like(n, keep_frac)

@@ -28,7 +28,7 @@ def kv_retrieval(
     ``on_host``: the cache lies on the host; the device holds the landmarks, the k tokens in use, ``resident_tokens`` and, with ``key_rank``
     r, all keys as a product of rank r (``r`` elements a token and layer), from which keys are rebuilt. Then the link carries what the
     last step did not already have: ``k (1 - hit) / select_every`` tokens, values alone if keys are rebuilt. Prefill is exact and unchanged.
-    Source: ShadowKV (2024), §4; LouisKV (2025), §4.
+    Source: ShadowKV (2024); LouisKV (2025).
     """
     if step.kind != "decode":
         return step

@@ -14,7 +14,7 @@ def kv_reuse(step: Step, *, hit_frac: float = 0.0, recompute_frac: float = 0.0, 
 
     Linears: ``1 - h (1 - φ)`` of the prompt. Attention: the pairs inside the cached context, ``h²``, are saved but for φ of them.
     ``parts`` contexts encoded independently attend only to themselves: the context's pairs divide by their number.
-    ``from_host``: the hit is loaded over the host link. Source: APE (2025), §3; Cache-Craft (2025), §4.
+    ``from_host``: the hit is loaded over the host link. Source: APE (2025); Cache-Craft (2025).
     """
     if step.kind != "prefill":
         return step

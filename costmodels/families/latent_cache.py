@@ -14,7 +14,7 @@ def latent_cache(step: Step, *, latent_dims: int, rope_dims: int, shards: int = 
 
     With shards each rank holds a slice of the latent and all of the shared rope key and computes its slice's share of the scores;
     attention FLOPs fall by the same ratio. Without, a model of per-head keys becomes one of latents (MLA), whose FLOPs do not fall.
-    Source: TPLA (2025), §3; TransMLA (2025), §4.
+    Source: TPLA (2025); TransMLA (2025).
     """
     model = step.model
     own = model.kv_lora_rank + model.rope_head_dim if model.is_mla else model.n_kv_heads * (model.qk_dim + model.v_dim)

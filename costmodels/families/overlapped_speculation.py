@@ -15,7 +15,7 @@ STAGE = Stage.PASSES
 def overlapped_speculation(step: Step, *, acceptance: float, draft_tokens: int, draft_frac: float) -> Step:
     """A pass takes ``max(1, γ c)`` model steps and yields the mix of ``acceptance.overlapped_tokens``; c is a draft step over a model step.
 
-    The draft occupies its own device: per GPU the gain halves when the draft's is as dear. Source: PEARL (2025), §3.
+    The draft occupies its own device: per GPU the gain halves when the draft's is as dear. Source: PEARL (2025).
     """
     if step.kind != "decode":
         return step

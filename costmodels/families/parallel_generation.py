@@ -15,7 +15,7 @@ def parallel_generation(step: Step, *, workers: int, useful_frac: float = 1.0, o
     """A pass advances ``workers`` streams of one task: weights and shared cache are read once, FLOPs count per stream.
 
     It yields ``1 + (workers - 1) · useful`` tokens that count: the degree of parallelism the task's text has. ``overhead_s`` is what a
-    pass of that many streams takes on top: set-up, and attention kernels that slow down. Source: Hogwild! (2025), table 3; Multiverse (2025).
+    pass of that many streams takes on top: set-up, and attention kernels that slow down. Source: Hogwild! (2025); Multiverse (2025).
     """
     if step.kind != "decode":
         return step

@@ -15,7 +15,7 @@ def partial_model(step: Step, *, layer_frac: float = 1.0, ffn_frac: float = 1.0,
 
     ``kernel_frac`` is the sparse FFN's rate over the dense one's: its weights cost ``ffn_frac/kernel_frac``, never more than dense ones.
     Layers that are skipped neither read nor write their cache; ``cache_frac`` > 0 says what part is kept instead. Weights stay resident.
-    Source: SkipDecode (2023), §3; Learn To be Efficient (2024), §5.
+    Source: SkipDecode (2023); Learn To be Efficient (2024).
     """
     p = count_params(step.model)
     ffn = p.n_dense_ffn_layers * p.dense_ffn_per_layer + p.n_moe_layers * (step.model.top_k * p.expert + p.shared_per_layer)

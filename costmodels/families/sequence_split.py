@@ -23,7 +23,7 @@ def sequence_split(step: Step, *, ranks: int, kind: SplitKind, state_dim: int = 
     Softmax kinds: the volumes of ``costmodels.sequence_volume``, per layer and direction; helper is half a ring. State kinds pass the
     ``a d_k d_v`` state of linear attention: LASP-1 in P-1 serial hops, LASP-2 by one all-gather of P-1 states, ZeCO by a pipelined
     scan, ``S (1 + (P-1)/K)`` of K blocks. Training doubles the messages (four times a ring's: gradients travel too).
-    Source: the volumes' own; LASP-2 (2025), §3; ZeCO (2025), §3.
+    Source: the volumes' own; LASP-2 (2025); ZeCO (2025).
     """
     per_layer, hops = _message(step, ranks, kind, state_dim, state_bytes, blocks)
     directions = 1.0 if step.kind != "train" else (3.0 if kind in ("ring", "zigzag") else 2.0)

@@ -29,7 +29,7 @@ def sparse_attention(
     A prefill query sees ``N/2`` keys on average, a decode query N. ``kept_tokens`` counts keys a query pays for; ``kept_frac`` instead is a
     share of all pairs. ``kernel_frac`` is the sparse kernel's rate over the dense one's, ``select_frac`` the choice of blocks as a share
     of dense attention. In decode the same share of the cache is read, and one key of each page to choose it.
-    Source: MInference (2024), §3; LServe (2025).
+    Source: MInference (2024); LServe (2025).
     """
     if when != "both" and (step.kind == "decode") != (when == "decode"):
         return step

@@ -26,7 +26,7 @@ def tiered_speculation(
     """The middle draft reads all weights but only ``budget_tokens`` of cache: ``c_mid = (W + KV budget/N) / (W + KV)`` of a step.
 
     With a small model before it, a middle token costs ``(c_mid + γ1 c_small)/E(α1, γ1)``; the pass yields ``E(α, γ)`` tokens in ``1 + γ c``
-    steps. A cache on the host is read by the check alone. Source: TriForce (2024), §4.
+    steps. A cache on the host is read by the check alone. Source: TriForce (2024).
     """
     if step.kind != "decode":
         return step

@@ -25,7 +25,7 @@ def trained_states(
     forward and the input gradients stay, weight gradients are computed for what is trained: ``(4 + 2 trained)/6`` of a full pass.
     ``gradient_bytes = 0`` is a method without a backward pass: two forwards (4/6 of the FLOPs, no activations kept), four in-place passes
     over the weights.
-    Source: Rajbhandari et al. 2020, §3.1; Lion (2023), §2; SPAM (2025), §3; MeZO (2023), §2; HFT (2024), §3.
+    Source: Rajbhandari et al. 2020, §3.1; Lion (2023); SPAM (2025); MeZO (2023); HFT (2024).
     """
     params = count_params(step.model)
     trained, adapters = trained_frac * params.total, 0.0
