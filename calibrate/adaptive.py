@@ -22,8 +22,8 @@ LAUNCH_S = 4e-6
 """Least time of any call: keeps the floor of tiny shapes from being zero."""
 WEIGHT = {"gemm": 2.0, "attention_context": 2.0, "attention_generation": 2.0, "attention_backward": 2.0, "moe": 1.5}
 """Family -> how much more its uncertainty counts: what most of a step's time is spent in. Others count 1."""
-CALLS_A_POINT = 200
-"""Calls timed for one point, for guessing how long a point takes."""
+CALLS_A_POINT = 30
+"""Calls a long-running point takes (configurations tried, warm-up, samples); short ones take about the same time whatever they are."""
 
 
 class Candidate(Protocol):

@@ -80,11 +80,10 @@ def n_sets(one_set_bytes: int, l2_bytes: int, free_bytes: int) -> int:
 class GpuBench:
     """Measures points on the first CUDA GPU. A calibration run needs its public methods."""
 
-    def __init__(self, device: Device, seed: int = 0) -> None:
-        self.device = device
-        self.seed = seed
+    def __init__(self, device: Device, seed: int = 0, where: str = "cuda") -> None:
+        self.device, self.seed, self.where = device, seed, where
         self._clock_read = (-CLOCK_EVERY_S, 0.0)
-        self._flush = torch.empty(2 * device.l2_bytes // 4, dtype=torch.int32, device="cuda")
+        self._flush = torch.empty(2 * device.l2_bytes // 4, dtype=torch.int32, device=where)
 
     def describe(self) -> dict[str, str | int]:
         """What was measured with what: recorded in the journal and in the table."""
@@ -129,7 +128,8 @@ class GpuBench:
 
     def _rows(self, point: Point) -> Iterator[Row]:
         spec = all_specs()[point.kernel]
-        inputs = spec.make_inputs(point.shape, point.dtype, Draw(self.seed, "cuda"))
+        torch.cuda.empty_cache()
+        inputs = spec.make_inputs(point.shape, point.dtype, Draw(self.seed, self.where))
         free, _ = torch.cuda.mem_get_info()
         count = n_sets(input_bytes(inputs), self.device.l2_bytes, free)
         sets = [inputs, *(copied(inputs) for _ in range(count - 1))]

@@ -85,12 +85,10 @@ def _grouped_gemm(x, w, out, starts, tile_expert, tile_first, n, k, n_experts,
 def expert_order(ids: torch.Tensor, n_experts: int, block: int) -> dict[str, torch.Tensor]:
     """Token copies sorted by expert, where each copy went, and which expert each tile of ``block`` rows belongs to."""
     flat = ids.flatten()
-    order = torch.sort(flat, stable=True).indices
+    expert, order = torch.sort(flat, stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(flat.numel(), device=flat.device))
-    experts = torch.arange(n_experts, device=flat.device, dtype=flat.dtype)
-    counts = (flat[None, :] == experts[:, None]).sum(1)
-    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    tiles = (counts + block - 1) // block
+    starts = torch.searchsorted(expert, torch.arange(n_experts + 1, device=flat.device, dtype=flat.dtype))
+    tiles = (starts.diff() + block - 1) // block
     last = tiles.cumsum(0)
     tile = torch.arange(cdiv(flat.numel(), block) + n_experts, device=flat.device)
     return {

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -13,11 +18,11 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="kernels need torch")
 pytest.importorskip("triton", reason="kernels need triton")
 import torch
-from roofplan.kernels.bench import MAX_SETS, copied, input_bytes, n_sets, open_bench, point_of, summary
-from roofplan.kernels.device import find_device, has_tma, n_sms, pretend
+from roofplan.kernels.bench import MAX_SETS, GpuBench, copied, input_bytes, n_sets, open_bench, point_of, summary
+from roofplan.kernels.device import Device, find_device, has_tma, n_sms, pretend
 from roofplan.kernels.draw import Draw
-from roofplan.kernels.point import Point
-from roofplan.kernels.spec import all_specs
+from roofplan.kernels.point import DeviceLost, MeasureFailed, Point, Row
+from roofplan.kernels.spec import Config, Inputs, KernelSpec, all_specs
 
 
 def test_percentiles_of_known_samples() -> None:
@@ -110,6 +115,117 @@ def test_points_need_no_torch() -> None:
     code = "import sys, roofplan.kernels.point; assert 'torch' not in sys.modules; print(roofplan.kernels.point.to_line({'b': 1, 'a': 2}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout) == {"a": 2, "b": 1}
+
+
+class FakeEvent:
+    """A CUDA event on the host's clock."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at_s = 0.0
+
+    def record(self) -> None:
+        self.at_s = time.perf_counter()
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return 1e3 * (later.at_s - self.at_s)
+
+
+class FakeGraph:
+    """A captured graph that remembers nothing: replaying it only counts."""
+
+    replays = 0
+
+    def replay(self) -> None:
+        FakeGraph.replays += 1
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> GpuBench:
+    """The bench with CUDA's clockwork replaced by the host's, measuring torch on the CPU."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {
+        "Event": FakeEvent, "CUDAGraph": FakeGraph, "graph": lambda g: nullcontext(), "stream": lambda s: nullcontext(),
+        "Stream": lambda: stream, "current_stream": lambda: stream, "synchronize": lambda: None, "empty_cache": lambda: None, "mem_get_info": lambda: (2**30, 2**30),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr("roofplan.kernels.bench.MODE_S", 0.002)
+    device = Device(
+        name="Fake", uuid="", capability=90, n_sms=4, n_gpus=4, hbm_bytes=2**33, l2_bytes=2**20, driver="1", torch_version="2",
+        triton_version="3",
+    )  # fmt: skip
+    return GpuBench(device, where="cpu")
+
+
+def test_a_point_gives_a_row_per_mode_with_all_its_columns(bench: GpuBench) -> None:
+    rows = bench.measure(point_of(all_specs()["device_copy"], {"num_bytes": 4096}, "int8"))
+    assert [row["mode"] for row in rows] == ["graph", "eager"]
+    for row in rows:
+        assert row["family"] == "copy"
+        assert row["num_bytes"] == 4096
+        assert row["framework_version"] == "2"
+        assert row["n_input_sets"] == MAX_SETS
+        assert int(row["n_samples"]) >= 7
+        assert float(row["p10_us"]) <= float(row["latency_us"]) <= float(row["p90_us"])
+    assert FakeGraph.replays >= 8
+    assert 0.02 < float(rows[1]["latency_us"]) < 1e4
+
+
+def test_long_calls_are_not_measured_eagerly_too(bench: GpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roofplan.kernels.bench.EAGER_BELOW_S", 0.0)
+    rows = bench.measure(point_of(all_specs()["device_copy"], {"num_bytes": 4096}, "int8"))
+    assert [row["mode"] for row in rows] == ["graph"]
+
+
+def spec_that(run: Callable[[Inputs, Config], None]) -> KernelSpec:
+    configs = ({"BLOCK": 64}, {"BLOCK": 32})
+    return replace(all_specs()["device_copy"], name="odd", run=run, configs=lambda shape, dtype: configs)
+
+
+def measure(bench: GpuBench, monkeypatch: pytest.MonkeyPatch, run: Callable[[Inputs, Config], None]) -> list[Row]:
+    spec = spec_that(run)
+    monkeypatch.setattr("roofplan.kernels.bench.all_specs", lambda: {"odd": spec})
+    return bench.measure(point_of(spec, {"num_bytes": 64}, "int8"))
+
+
+def test_the_fastest_configuration_that_fits_is_used(bench: GpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OutOfResources(Exception):
+        pass
+
+    def run(inputs: Inputs, config: Config) -> None:
+        if config["BLOCK"] == 64:
+            raise OutOfResources("shared memory")
+
+    assert {row["config"] for row in measure(bench, monkeypatch, run)} == {"BLOCK=32"}
+
+    def never(inputs: Inputs, config: Config) -> None:
+        raise OutOfResources("shared memory")
+
+    with pytest.raises(MeasureFailed, match="no launch configuration fits this card: shared memory"):
+        measure(bench, monkeypatch, never)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("x"), MeasureFailed), (RuntimeError("not supported"), MeasureFailed), (ValueError(), MeasureFailed),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceLost),
+    ],
+)  # fmt: skip
+def test_a_failure_is_one_point_or_the_whole_device(
+    bench: GpuBench, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
+) -> None:
+    def run(inputs: Inputs, config: Config) -> None:
+        raise error
+
+    with pytest.raises(kind):
+        measure(bench, monkeypatch, run)
+
+
+def test_what_a_bench_offers(bench: GpuBench) -> None:
+    assert [p.kernel for p in bench.ceilings()] == ["device_copy", "cublas_gemm"]
+    assert [p.shape["num_gpus"] for p in bench.collectives()] == [2, 4]
+    assert 1000 < len(bench.points()) < 4000
+    assert bench.describe()["device_name"] == "Fake"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
