@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from ...scenarios.technique import technique
 from ...scenarios.units import show_tokens
 from .target import CannotExpress, Job
 
@@ -19,7 +20,6 @@ FACTS = {
     "binding_limit": "the limit that binds",
     "memory": "bytes per GPU by component (``<component>_bytes``), ``total_bytes``, ``limit_bytes``; per node ``host_bytes``",
     "why": "sentences that say why this plan won",
-    "techniques": "technique -> {repository, nearest} for those without a mainline switch",
     "learning_rate": "goes into the configurations; default 1e-5",
     "gradient_clipping": "goes into the configurations; default 1.0",
 }
@@ -39,7 +39,7 @@ def render(job: Job, modules: Mapping[str, ModuleType], written: Written, omitte
         _memory(job),
         _run(job, modules, written),
         _omitted(modules, omitted),
-        _research_only(job),
+        _techniques(job),
         _notes(job, written),
     ]
     return "\n".join(part for part in parts if part)
@@ -129,17 +129,17 @@ def _omitted(modules: Mapping[str, ModuleType], omitted: Mapping[str, CannotExpr
     return f"## Not emitted\n\n| target | what it has no switch for | nearest that runs |\n|---|---|---|\n{rows}\n"
 
 
-def _research_only(job: Job) -> str:
-    if not job.plan.techniques:
-        return ""
-    known = job.facts.get("techniques") or {}
+def _techniques(job: Job) -> str:
+    """Published techniques of the plan: the switch of each target that has one, else where its code is and what comes nearest."""
     lines = []
-    for name in job.plan.techniques:
-        row = known.get(name, {})
-        repository = f", code at {row['repository']}" if row.get("repository") else ""
-        nearest = f"; nearest that is: {row['nearest']}" if row.get("nearest") else ""
-        lines.append(f"- {name}: research-only, not in the files above{repository}{nearest}")
-    return "## Research only\n\n" + "\n".join(lines) + "\n"
+    for row in map(technique, job.plan.techniques):
+        if row.deploy:
+            switches = "; ".join(f"{target}: `{switch}`" for target, switch in row.deploy.items())
+            lines.append(f"- {row.title}: {switches}")
+        else:
+            where = f", code at {row.repository}" if row.repository else ""
+            lines.append(f"- {row.title}: research-only, not in the files above{where}; nearest that runs: {row.nearest}")
+    return "## Techniques\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _notes(job: Job, written: Written) -> str:

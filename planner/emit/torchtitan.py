@@ -8,21 +8,30 @@ from .target import CannotExpress, Job, refuse
 TITLE = "torchtitan overrides"
 HOW = "`bash torchtitan/run.sh --hf_assets_path ...`"
 
-CONFIGURATIONS = {
-    "llama3-8b": ("llama3", "llama3_8b"),
-    "llama3.1-8b": ("llama3", "llama3_8b"),
-    "llama3-70b": ("llama3", "llama3_70b"),
-    "llama3.1-70b": ("llama3", "llama3_70b"),
-    "qwen3-0.6b": ("qwen3", "qwen3_0_6b"),
-    "qwen3-1.7b": ("qwen3", "qwen3_1_7b"),
-    "qwen3-14b": ("qwen3", "qwen3_14b"),
-    "qwen3-32b": ("qwen3", "qwen3_32b"),
-    "qwen3-30b-a3b": ("qwen3", "qwen3_30b_a3b"),
-    "deepseek-v3": ("deepseek_v3", "deepseek_v3_671b"),
-    "gpt-oss-20b": ("gpt_oss", "gpt_oss_20b"),
-    "gpt-oss-120b": ("gpt_oss", "gpt_oss_120b"),
+FLAVORS = {
+    "llama3-8b": ("llama3", "8B", "llama3_8b"),
+    "llama3.1-8b": ("llama3", "8B", "llama3_8b"),
+    "llama3-70b": ("llama3", "70B", "llama3_70b"),
+    "llama3.1-70b": ("llama3", "70B", "llama3_70b"),
+    "llama3.3-70b": ("llama3", "70B", "llama3_70b"),
+    "llama3.1-405b": ("llama3", "405B", ""),
+    "llama3.2-1b": ("llama3", "1B", ""),
+    "llama3.2-3b": ("llama3", "3B", ""),
+    "qwen3-0.6b": ("qwen3", "0.6B", "qwen3_0_6b"),
+    "qwen3-1.7b": ("qwen3", "1.7B", "qwen3_1_7b"),
+    "qwen3-4b": ("qwen3", "4B", ""),
+    "qwen3-8b": ("qwen3", "8B", ""),
+    "qwen3-14b": ("qwen3", "14B", "qwen3_14b"),
+    "qwen3-32b": ("qwen3", "32B", "qwen3_32b"),
+    "qwen3-30b-a3b": ("qwen3", "30B-A3B", "qwen3_30b_a3b"),
+    "deepseek-v3": ("deepseek_v3", "671B", "deepseek_v3_671b"),
+    "gpt-oss-20b": ("gpt_oss", "20b", "gpt_oss_20b"),
+    "gpt-oss-120b": ("gpt_oss", "120b", "gpt_oss_120b"),
 }
-"""Model -> (--module, --config) of torchtitan 0.3.0 that trains it in bf16."""
+"""Model -> module and flavor of torchtitan 0.3.0's registry, and the configuration it ships that trains the flavor in bf16, if any."""
+
+BASES = {"llama3": "llama3_8b", "qwen3": "qwen3_14b"}
+"""The configuration of a module that our own starts from."""
 
 Overrides = list[tuple[str, ...]]
 SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B", "zb1p": "ZBVZeroBubble"}
@@ -30,21 +39,23 @@ LOGITS_CHUNK_BYTES = 2**30
 
 
 def emit(job: Job) -> dict[str, str]:
-    """A launcher that holds the overrides; CannotExpress for what torchtitan has no switch for."""
+    """A launcher that holds the overrides, and a configuration where the registry ships none; CannotExpress for what has no switch."""
     what = f"{job.world} ranks of torchtitan 0.3.0 on {job.nodes} node(s); add --hf_assets_path and --dataloader.dataset_path of your own"
     array = launch.bash_array("OVERRIDES", overrides(job))
+    path = 'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"\n' if _own(job) else ""
     command = launch.torchrun_command(job, "-m torchtitan.train", '"${OVERRIDES[@]}"', last=checkpointing(job))
-    return {"torchtitan/run.sh": launch.HEAD.format(what=what) + launch.environment(job) + array + command}
+    files = {"torchtitan/run.sh": launch.HEAD.format(what=what) + launch.environment(job) + path + array + command}
+    return files | ({"torchtitan/roofplan_config.py": configuration(job)} if _own(job) else {})
 
 
 def overrides(job: Job) -> Overrides:
     """``--module``, ``--config`` and every override, each with its value. CUDA graphs are off: their memory is not priced."""
     check_expressible(job)
     plan = job.plan
-    module, config = CONFIGURATIONS[job.model.name]
+    module, _, shipped = FLAVORS[job.model.name]
     return [
-        ("--module", module),
-        ("--config", config),
+        ("--module", "roofplan_config" if _own(job) else module),
+        ("--config", "plan" if _own(job) else shipped),
         ("--training.seq_len", str(job.seq_tokens)),
         ("--training.steps", "10"),
         ("--training.disable_cuda_graphs",),
@@ -53,9 +64,27 @@ def overrides(job: Job) -> Overrides:
         *_ranks(job),
         *_pipeline(job),
         *((("--training.enable_cpu_offload",),) if plan.offload_params else ()),
+        *((("--compile.enable",),) if plan.precision == "fp8" else ()),
         ("--loss.num_chunks", str(_loss_chunks(job))),
         ("--metrics.log_freq", "1"),
     ]
+
+
+def configuration(job: Job) -> str:
+    """A registry module with one function, ``plan``: the flavor in a shipped configuration's clothes, in float8 if the plan is."""
+    module, flavor, shipped = FLAVORS[job.model.name]
+    base = shipped or BASES[module]
+    imports = [f"from torchtitan.models.{module} import model_registry", f"from torchtitan.models.{module}.config_registry import {base}"]
+    converters = ""
+    if job.plan.precision == "fp8":
+        imports.insert(0, "from torchtitan.components.quantization import Float8LinearConverter")
+        converters = ', converters=[Float8LinearConverter.Config(filter_fqns=["lm_head"], model_compile_enabled=True)]'
+    kind = ", its linear layers in float8" if converters else ""
+    return (
+        f'"""The torchtitan 0.3.0 configuration of this plan: {base} with the {flavor} model{kind}."""\n\n'
+        + "\n".join(imports)
+        + f'\n\n\ndef plan():\n    config = {base}()\n    config.model_spec = model_registry("{flavor}"{converters})\n    return config\n'
+    )
 
 
 def checkpointing(job: Job) -> str:
@@ -63,12 +92,17 @@ def checkpointing(job: Job) -> str:
     return f"activation_checkpoint:{job.plan.recompute}"
 
 
+def _own(job: Job) -> bool:
+    """Whether the plan needs a configuration of its own: none is shipped for the flavor, or float8 is asked for."""
+    return not FLAVORS[job.model.name][2] or job.plan.precision == "fp8"
+
+
 def check_expressible(job: Job) -> None:
     """CannotExpress for plans outside torchtitan's switches."""
     plan = job.plan
-    known = job.model.name in CONFIGURATIONS
+    known = job.model.name in FLAVORS
     refuse(
-        (not known, f"torchtitan 0.3.0 ships no bf16 configuration of {job.model.name}", "the FSDP2 script or Megatron-LM"),
+        (not known, f"torchtitan 0.3.0 has no model like {job.model.name}", "the FSDP2 script or Megatron-LM"),
         (
             plan.cp > 1 and plan.cp_kind != "allgather",
             f"cp_kind={plan.cp_kind}: its context parallelism gathers keys and values",
@@ -89,7 +123,8 @@ def check_expressible(job: Job) -> None:
         ),
         (plan.offload_activations, "offload_activations: no switch", "train.py (DeepSpeed)"),
         (plan.tiled_mlp, "tiled_mlp: no switch", "tp, or train.py"),
-        (plan.precision != "bf16", f"precision={plan.precision}: converters are code in its registry, not switches", "bf16"),
+        (plan.precision not in ("bf16", "fp8"), f"precision={plan.precision}: no switch", "bf16 or fp8"),
+        (plan.precision == "fp8" and job.model.n_experts, "precision=fp8 of an MoE model", "bf16, or Megatron-LM"),
         (plan.optimizer != "adamw", f"optimizer={plan.optimizer}: no switch", "adamw"),
         (plan.lora_rank, f"lora_rank={plan.lora_rank}: no switch", "train.py, which uses peft"),
         (plan.attention == "unfused", "attention=unfused: no switch", "flash"),

@@ -19,6 +19,7 @@ from roofplan.planner.emit import accelerate as emit_accelerate
 from roofplan.planner.emit import arctic, hfconfig, megatron
 from roofplan.planner.emit import deepspeed as emit_deepspeed
 from roofplan.planner.emit import torchtitan as emit_torchtitan
+from roofplan.planner.emit.write import write_folder
 
 from .harness import deepspeed, run_ranks, torch, transformers
 from .plans import job_of
@@ -203,6 +204,9 @@ def test_torchtitan_overrides(tmp_path: Path) -> None:
         ("llama3-8b", {"dp": 8, "pp": 2, "grad_accum": 8, "schedule": "zb1p", **FSDP, "sharding": "hsdp", "hsdp_group": 4}),
         ("qwen3-30b-a3b", {"dp": 16, "ep": 8, **FSDP}),
         ("deepseek-v3", {"dp": 64, "ep": 32, "pp": 8, "grad_accum": 8, "layers_first": 8, "layers_last": 5, **FSDP}),
+        ("llama3.2-1b", {"dp": 8, **FSDP}),
+        ("llama3-70b", {"dp": 8, "tp": 8, "precision": "fp8", **FSDP}),
+        ("llama3.1-405b", {"dp": 16, "tp": 8, "pp": 2, "grad_accum": 4, **FSDP, "recompute": "full"}),
     ]
 
     def check() -> None:
@@ -212,12 +216,20 @@ def test_torchtitan_overrides(tmp_path: Path) -> None:
         def parse(arguments: list[str]) -> Any:
             return ConfigManager().parse_args(arguments)
 
-        for name, layout in plans:
+        from torchtitan.components.quantization import float8  # type: ignore[import-not-found]
+
+        float8.has_cuda_capability = lambda *capability: True
+        for i, (name, layout) in enumerate(plans):
             job = job_of(name, 8192, **layout)
+            sys.modules.pop("roofplan_config", None)
+            sys.path.insert(0, str(tmp_path / str(i)))
+            write_folder(emit_torchtitan.emit(job), tmp_path / str(i))
+            sys.path[0] += "/torchtitan"
             arguments = [part for override in emit_torchtitan.overrides(job) for part in override]
             read = parse([*arguments, emit_torchtitan.checkpointing(job)])
             ranks = ParallelDims.from_config(read.parallelism, job.world)
             assert (ranks.tp, ranks.pp, ranks.cp, ranks.ep) == (job.plan.tp, job.plan.pp, job.plan.cp, job.plan.ep)
+            assert len(read.model_spec.model.layers) == job.model.n_layers
             assert ranks.dp_replicate * ranks.dp_shard == job.plan.dp
             assert (read.training.seq_len, read.training.global_batch_size) == (8192, job.global_batch)
             kind = {"none": "NoneType", "full": "FullAC.Config", "selective": "SelectiveAC.Config"}[job.plan.recompute]
