@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -177,8 +178,8 @@ def calibrate_run(
             shared = {"gpu": gpu_name(str(described["device_name"])), "device_name": described["device_name"]}
             tail = {"driver": described["driver"], "timestamp": stamp}
             rows = [{**shared, **row, **tail} for row in bench.measure(point)]
-            if not rows:
-                raise MeasureFailed("no rows")
+            if not rows or not all(math.isfinite(float(row["latency_us"])) and float(row["latency_us"]) > 0 for row in rows):
+                raise MeasureFailed("no time above zero was measured")
             journal.end(point.key, rows, clock() - begin_s)
         except MeasureFailed as error:
             journal.fail(point.key, str(error), clock() - begin_s)

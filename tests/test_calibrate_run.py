@@ -184,6 +184,14 @@ def test_a_point_that_fails_is_noted_with_its_reason_and_not_tried_again(tmp_pat
     assert bench.fail_on not in again.asked
 
 
+@pytest.mark.parametrize("latency_us", [0.0, float("nan"), float("inf")])
+def test_a_time_that_cannot_be_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latency_us: float) -> None:
+    bench = FakeBench(Clock())
+    real, odd = bench.measure, bench.ceilings()[0].key
+    monkeypatch.setattr(bench, "measure", lambda p: [{**row, **({"latency_us": latency_us} if p.key == odd else {})} for row in real(p)])
+    assert measured(tmp_path, 0.2, bench).failed == {odd: "no time above zero was measured"}
+
+
 def test_a_lost_gpu_ends_the_run_with_its_rows_written(tmp_path: Path) -> None:
     probe = FakeBench(Clock())
     measured(tmp_path, 0.4, probe, "probe.parquet")
