@@ -92,11 +92,13 @@ def simulate_serving(
     n_prefill: int = 0,
     seed: int = 0,
     engine: ServingEngine | None = None,
+    kind: ReplicaModel | None = None,
 ) -> ServeResult:
     """Serve ``work`` on every GPU of ``cluster``: ``n_gpus / plan.n_gpus`` equal replicas behind a router.
 
-    With ``n_prefill > 0`` that many replicas only prefill and send their KV to the others (prefill/decode disaggregation). Equal inputs
-    and seed give equal results. Raises BadInput when the replicas do not fill the cluster or the plan cannot run.
+    With ``n_prefill > 0`` that many replicas only prefill and send their KV to the others (prefill/decode disaggregation). ``kind`` is
+    a replica already priced for such a workload. Equal inputs and seed give equal results. Raises BadInput when the replicas do not
+    fill the cluster or the plan cannot run.
     """
     if cluster.n_gpus % plan.n_gpus:
         raise BadInput(
@@ -106,7 +108,7 @@ def simulate_serving(
     if n_prefill and not 0 < n_prefill < n_replicas:
         raise BadInput(f"prefill={n_prefill} of {n_replicas} replicas: at least one must prefill and one decode")
     system = serve_system(cluster, engine or serving_engine(plan.engine))
-    kind = replica_model(model, plan, system, work)
+    kind = kind or replica_model(model, plan, system, work)
     requests = Requests(work, kind.request_cpu_s)
     stores = prefix_caches(plan, work, requests, kind.limits.block_tokens, n_replicas)
     replicas = [

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Accelerator, Cluster
 from ..scenarios.serving import Floats64
 from .serving import ServeResult
 
+Bools = NDArray[np.bool_]
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 GROWTH_LIMIT = 0.02
 """TTFT that grows by this many seconds a second means arrivals outrun service by 2 %."""
@@ -48,12 +50,17 @@ def latencies(result: ServeResult) -> dict[str, Floats64]:
     return {"ttft_s": first - arrival, "tpot_s": (finish - first)[many] / steps[many], "e2e_s": finish - arrival}
 
 
-def goodput_per_s(result: ServeResult, slo: Slo) -> float:
-    """Requests that met every promise, per second of the run; a single token has no TPOT to miss."""
+def attained(result: ServeResult, slo: Slo) -> Bools:
+    """Which requests kept every promise; a single token has no TPOT to miss, a rejected request keeps none."""
     first, finish, work = result.first_s, result.finish_s, result.work
     tpot = (finish - first) / np.maximum(work.output_tokens - 1, 1)
-    met = (first - work.arrival_s <= slo.ttft_s) & (tpot <= slo.tpot_s) & (finish - work.arrival_s <= slo.e2e_s)
-    return float(met.sum() / result.end_s) if result.end_s > 0 else 0.0
+    kept: Bools = (first - work.arrival_s <= slo.ttft_s) & (tpot <= slo.tpot_s) & (finish - work.arrival_s <= slo.e2e_s)
+    return kept
+
+
+def goodput_per_s(result: ServeResult, slo: Slo) -> float:
+    """Requests that kept every promise, per second of the run."""
+    return float(attained(result, slo).sum() / result.end_s) if result.end_s > 0 else 0.0
 
 
 def saturation(result: ServeResult) -> dict[str, Any]:
