@@ -84,20 +84,24 @@ def scenario_flags(command: Any) -> Any:
 @click.option("--top", type=int, help="How many plans to show.  [default: 5]")
 @click.option("--out", help="Folder for the files that run the winner; written whole or not at all.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the answer as JSON; `-` prints it and nothing else.")
-@click.option("--isl", hidden=True)
-@click.option("--osl", hidden=True)
+@click.option("--isl", help="Serving: prompt tokens, like 4000 or 128K.")
+@click.option("--osl", help="Serving: output tokens.")
+@click.option("--rate", help="Serving: requests a second that must be carried.")
+@click.option("--ttft", help="Serving: promised time to first token, like 2s.")
+@click.option("--tpot", help="Serving: promised time per output token, like 30ms.")
 @click.option("--trace", hidden=True)
-@click.option("--rate", hidden=True)
 @click.option("--concurrency", hidden=True)
-@click.option("--ttft", hidden=True)
-@click.option("--tpot", hidden=True)
 def plan(scenario_file: str | None, json_to: str | None, out: str | None, **flags: Any) -> int:
-    """Rank the ways to train a model on a cluster, say why the best one wins, and write the files that run it."""
-    serving = [name for name in SERVE_ONLY if flags.pop(name) is not None]
+    """Rank the ways to train or serve a model on a cluster, say why the best one wins, and write the files that run it."""
     flags["allow"] = split_allow(flags["allow"])
+    if flags["task"] == "serve":
+        from .cli_serve import plan_serve
+
+        return plan_serve(flags | {"scenario": scenario_file, "out": out}, json_to)
+    serving = [name for name in SERVE_ONLY if flags.pop(name) is not None]
     scenario = read_scenario(Path(scenario_file) if scenario_file else None, flags)
     if serving and scenario.task == "train":
-        raise BadInput(f"--{serving[0]} belongs to --task serve, which is not available in this version; drop it to plan training")
+        raise BadInput(f"--{serving[0]} belongs to --task serve; add that, or drop it to plan training")
     decision = decide(scenario, progress=progress(quiet=json_to == "-"))
     show(decision, json_to, scenario)
     if out and decision.choices:

@@ -161,9 +161,9 @@ MISTAKES = [
     (["--model", "llama3-8b", "--gpus", "8", "--seq", "9e99"], "'9e99' is not a whole number of tokens"),
     (["--model", "llama3-8b", "--gpus", "8", "--seq", "max", "--objective", "time"], "seq=max looks for the longest sequence"),
     (["--model", "llama3-8b", "--gpus", "8", "--seq", "8K", "--objective", "max-seq"], "objective max-seq looks for the sequence itself"),
-    (["--model", "llama3-8b", "--gpus", "8", "--task", "serve"], "--task serve is not available in this version"),
+    (["--model", "llama3-8b", "--gpus", "8", "--task", "serve"], "--task serve needs --isl"),
     (["--model", "llama3-8b", "--gpus", "8", "--task", "rl"], "--task rl is not available in this version"),
-    (["--model", "llama3-8b", "--gpus", "8", "--isl", "4000"], "--isl belongs to --task serve, which is not available"),
+    (["--model", "llama3-8b", "--gpus", "8", "--isl", "4000"], "--isl belongs to --task serve; add that"),
     (["--model", "llama3-8b", "--gpus", "8", "--objective", "joy"], "Invalid value for '--objective': 'joy' is not one of"),
     (["--model", "llama3-8b", "--gpus", "8", "--allow", "chaos"], "allow='chaos' is not known; legal: quant"),
     (["--model", "llama3-8b", "--gpus", "8", "--precision", "fp8"], "precision=fp8 changes the numerics; add --allow quant"),
@@ -226,4 +226,4 @@ def test_help_names_every_flag(call: Any) -> None:
     for flag in ("--model", "--seq", "--gpus", "--gpu", "--gpus-per-node", "--task", "--objective", "--allow", "--calibration", "--top",
                  "--out", "--json"):  # fmt: skip
         assert flag in out
-    assert "--isl" not in out
+    assert "--isl" in out
