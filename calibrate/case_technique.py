@@ -32,6 +32,7 @@ UNITS = {
 QUANTITIES: dict[str, Callable[[Step, Rates], Floats]] = {
     "seconds": seconds,
     "tokens_per_s": tokens_per_s,
+    "tokens_per_s_of_cache": lambda s, r: s.n_seqs * s.yield_tokens * r.hbm_bytes_per_s / s.kv_bytes,
     "seqs_that_fit": seqs_that_fit,
     "held": lambda s, r: s.held_bytes,
     "held_weights": lambda s, r: s.held_weight_bytes,
@@ -163,7 +164,8 @@ def _rates(case: Case, numbers: dict[str, float]) -> Rates:
     cluster = registry.cluster(layout.gpu, layout.n_gpus, layout.gpus_per_node or None)
     fractions = dict.fromkeys(RATES, 1.0) if case.words.get("rates") == "floor" else {}
     fractions |= {name: numbers[name] for name in RATES if name in numbers}
-    words = {name: case.words[name] for name in ("dtype", "kernel") if name in case.words}
+    words = {"kernel": "decode"} if case.words.get("pass") == "decode" else {}
+    words |= {name: case.words[name] for name in ("dtype", "kernel") if name in case.words}
     found = rates(cluster, **words, **fractions)  # type: ignore[arg-type]
     found = replace(found, **{f.name: numbers[f.name] for f in fields(Rates) if f.name in numbers})
     if case.words.get("pooled"):  # one pass spread evenly over all GPUs

@@ -8,8 +8,8 @@ from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
 from .step import Rates
 
-PREFILL = {"fa2": "attention.fa2", "best": "attention.prefill.hd128"}
-"""Prefill kernel -> the calibration family that has its plateau."""
+KERNELS = {"fa2": "attention.fa2", "best": "attention.prefill.hd128", "decode": "attention.decode.hd128"}
+"""Attention kernel -> the calibration family that has its plateau."""
 
 
 def rates(
@@ -24,9 +24,9 @@ def rates(
     dtype: str = "bf16",
     kernel: str = "fa2",
 ) -> Rates:
-    """Sustained rates of one GPU of a cluster. A fraction of 0 takes the calibration's: plateau of GEMMs, of prefill attention
-    (``kernel``: plain ``fa2``, or the ``best`` kernel measured), of decode attention's reads, of host copies. Between GPUs: the link
-    inside a node, its NICs' share across nodes. BadInput over 1.
+    """Sustained rates of one GPU of a cluster. A fraction of 0 takes the calibration's: plateau of GEMMs, of attention's FLOPs
+    (``kernel``: plain ``fa2``, the ``best`` prefill kernel measured, ``decode``), of decode attention's reads, of host copies. Between GPUs:
+    the link inside a node, its NICs' share across nodes. BadInput over 1.
     """
     gpu = registry.accelerator(cluster.gpu)
     fits = calibration or load_calibration(gpu)
@@ -39,7 +39,7 @@ def rates(
     share = 1.0 if cluster.n_nodes == 1 else min(cluster.nics_per_node / cluster.gpus_per_node, 1.0)
     return Rates(
         linear_flops_per_s=peak * (linear_frac or fits.fit("gemm.bf16").coefficients["compute_frac"]),
-        attention_flops_per_s=gpu.peak_flops_per_s("bf16") * (attention_frac or fits.fit(PREFILL[kernel]).coefficients["compute_frac"]),
+        attention_flops_per_s=gpu.peak_flops_per_s("bf16") * (attention_frac or fits.fit(KERNELS[kernel]).coefficients["compute_frac"]),
         hbm_bytes_per_s=gpu.hbm_bytes_per_s * (memory_frac or fits.fit("attention.decode.hd128").coefficients["memory_frac"]),
         host_bytes_per_s=registry.link(cluster.host_link).bytes_per_s * (link_frac or fits.fit("host_copy").coefficients["link_frac"]),
         network_bytes_per_s=link.bytes_per_s * share * network_frac,

@@ -88,13 +88,17 @@ class Rates:
 
 
 def seconds(step: Step, rates: Rates) -> Floats:
-    """Time of the pass: ``(max(FLOPs/F, device bytes/W, host bytes/X) + network bytes/C + hops·α + fixed) · (1 + slow)``.
+    """Time of the pass: linears and attention one after the other, each bound by its FLOPs or by its bytes.
 
-    Host copies hide behind compute and device traffic (they run on their own engines); messages do not.
+    ``(max(max(F_lin/F, (weights + other)/W) + max(F_att/F', cache/W), host/X) + network/C + hops·α + fixed) · (1 + slow)``.
+    Host copies hide behind the device (they run on their own engines); messages do not.
     """
-    compute = np.asarray(step.linear_flops) / rates.linear_flops_per_s + np.asarray(step.attention_flops) / rates.attention_flops_per_s
-    busy = np.maximum(compute, np.asarray(step.hbm_bytes) / rates.hbm_bytes_per_s)
-    busy = np.maximum(busy, np.asarray(step.host_bytes) / rates.host_bytes_per_s)
+    bandwidth = rates.hbm_bytes_per_s
+    moved = np.asarray(step.weight_bytes) + step.other_bytes
+    linear = np.maximum(np.asarray(step.linear_flops) / rates.linear_flops_per_s, moved / bandwidth)
+    attention = np.maximum(np.asarray(step.attention_flops) / rates.attention_flops_per_s, np.asarray(step.kv_bytes) / bandwidth)
+    device = linear + attention
+    busy = np.maximum(device, np.asarray(step.host_bytes) / rates.host_bytes_per_s)
     messages = np.asarray(step.network_bytes) / rates.network_bytes_per_s + np.asarray(step.n_hops) * rates.hop_s
     out: Floats = (busy + messages + step.fixed_s) * (1 + np.asarray(step.slow_frac))
     return out

@@ -33,10 +33,11 @@ ONE = Rates(
 
 
 def test_seconds_by_hand() -> None:
-    """1000/100 + 100/10 = 20 s of compute beat 300/30 = 10 s of memory; 8 bytes in 2 messages add 4 + 1; half again on top."""
+    """Linears 1000/100 s over 200/30, attention 100/10 s over 100/30; 8 bytes in 2 messages add 4 + 1; half again on top."""
     assert seconds(tiny_step(), ONE) == 20
     assert seconds(tiny_step(network_bytes=8.0, n_hops=2.0, fixed_s=1.0, slow_frac=0.5), ONE) == pytest.approx(1.5 * (20 + 4 + 1 + 1))
     assert seconds(tiny_step(host_bytes=150.0), ONE) == 30
+    assert seconds(tiny_step(weight_bytes=600.0, kv_bytes=90.0), ONE) == pytest.approx(20 + 10)
     assert tokens_per_s(tiny_step(), ONE) == pytest.approx(1 / 20)
 
 

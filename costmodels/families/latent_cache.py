@@ -12,14 +12,14 @@ STAGE = Stage.MODEL
 def latent_cache(step: Step, *, latent_dims: int, rope_dims: int, shards: int = 1) -> Step:
     """Cache of one GPU: ``latent/shards + rope`` elements a token and layer, in place of the model's own width.
 
-    With shards each rank holds a slice of the latent and all of the shared rope key and computes its slice's share of the scores;
-    attention FLOPs fall by the same ratio. Without, a model of per-head keys becomes one of latents (MLA), whose FLOPs do not fall.
+    With shards each rank computes all heads on its slice of the latent and the whole rope key, where a rank of split heads computes its own
+    on all of it: attention FLOPs ``(2 c + s r)/(2 c + r)``. A model of per-head keys that becomes one of latents keeps its FLOPs.
     Source: TPLA (2025); TransMLA (2025).
     """
     model = step.model
     own = model.kv_lora_rank + model.rope_head_dim if model.is_mla else model.n_kv_heads * (model.qk_dim + model.v_dim)
     kept = (latent_dims / shards + rope_dims) / own
-    work = kept if model.is_mla else 1.0
+    work = (2.0 * latent_dims + shards * rope_dims) / (2.0 * latent_dims + rope_dims)
     return replace(
         step, kv_bytes=step.kv_bytes * kept, held_kv_bytes=step.held_kv_bytes * kept, attention_flops=step.attention_flops * work
     )
