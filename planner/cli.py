@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from ..scenarios.errors import BadInput
-from ..scenarios.scenario import OBJECTIVES, OPTIMIZERS, PRECISIONS, TASKS, Scenario, parse_seq, read_scenario
+from ..scenarios.scenario import OBJECTIVES, OPTIMIZERS, PRECISIONS, TASKS, parse_seq, read_scenario
 from ..scenarios.units import parse_quantity
 from .command import FAILED, OK, run
 from .decide import Decision, decide
@@ -103,13 +103,11 @@ def plan(scenario_file: str | None, json_to: str | None, out: str | None, **flag
     if serving and scenario.task == "train":
         raise BadInput(f"--{serving[0]} belongs to --task serve; add that, or drop it to plan training")
     decision = decide(scenario, progress=progress(quiet=json_to == "-"))
-    show(decision, json_to, scenario)
-    if out and decision.choices:
-        from .export import export
-
-        written = export(decision, Path(out))
-        if json_to != "-":
-            print(f"Wrote {len(written)} files to {out}")
+    answer = as_answer(decision)
+    written = write_out(decision, answer, out) if out and decision.choices else 0
+    show(answer, json_to)
+    if written and json_to != "-":
+        print(f"Wrote {written} files to {out}.")
     return OK if decision.choices else FAILED
 
 
@@ -125,22 +123,36 @@ def progress(*, quiet: bool) -> Any:
     return lambda text: print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
 
 
-def show(decision: Decision, json_to: str | None, scenario: Scenario) -> None:
-    """The table on standard output, and the JSON where it was asked for; ``-`` replaces the table."""
-    from .answer import as_json, write_json
+def as_answer(decision: Decision) -> dict[str, Any]:
+    """The decision in its stable form; ends the line of progress."""
+    from .answer import as_json
 
     data = as_json(decision)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
+    return data
+
+
+def write_out(decision: Decision, answer: dict[str, Any], folder: str) -> int:
+    """Write the folder that runs the winner; the number of files."""
+    from .export import export
+
+    return len(export(decision, Path(folder), answer))
+
+
+def show(answer: dict[str, Any], json_to: str | None) -> None:
+    """The table on standard output, and the JSON where it was asked for; ``-`` replaces the table."""
     if json_to:
-        write_json(data, json_to)
+        from .answer import write_json
+
+        write_json(answer, json_to)
     if json_to == "-":
         return
     from rich.console import Console
 
     from .report import print_report
 
-    print_report(data, Console(soft_wrap=False))
+    print_report(answer, Console(soft_wrap=False))
 
 
 def plan_main() -> NoReturn:

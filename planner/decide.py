@@ -91,7 +91,7 @@ class Searched:
 
 @dataclass(slots=True, kw_only=True)
 class Decision:
-    """The answer: ranked choices (none: nothing fits), and what is needed to explain them."""
+    """The answer: ranked choices (none: nothing fits), the best of each framework, and what is needed to explain them."""
 
     scenario: Scenario
     choices: list[Choice]
@@ -100,6 +100,7 @@ class Decision:
     n_candidates: int
     price_wall_s: float
     wall_s: float
+    by_framework: dict[str, Choice] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -116,7 +117,7 @@ def decide(scenario: Scenario, *, progress: Progress = lambda text: None) -> Dec
     started = time.perf_counter()
     if scenario.task != "train":
         raise BadInput(f"--task {scenario.task} is not available in this version of roofplan; it plans training (--task train)")
-    searched, choices, reports = [], [], []
+    searched, choices, leaders, reports = [], [], [], []
     for problem in variants(resolve(scenario)):
         progress(f"pricing layouts on {problem.cluster.n_gpus} GPUs")
         found = search(problem)
@@ -126,10 +127,14 @@ def decide(scenario: Scenario, *, progress: Progress = lambda text: None) -> Dec
         searched.append(found)
         reports.append(report)
         choices += best + [_choice(problem, plan, work, report.name) for plan, work in refined]
+        leaders += best_by_framework(found)
+    leaders += choices
+    leaders.sort(key=lambda c: c.score, reverse=True)
     n = sum(s.table.row.size for s in searched)
     return Decision(
         scenario=scenario, choices=rank(choices, scenario.top), searched=searched, solver=_worst(reports, n), n_candidates=n,
-        price_wall_s=sum(s.table.wall_s for s in searched), wall_s=time.perf_counter() - started,
+        by_framework={c.plan.framework: c for c in leaders},
+        price_wall_s=sum(s.table.wall_s for s in searched), wall_s=time.perf_counter() - started, notes=list(searched[0].problem.notes),
     )  # fmt: skip
 
 
@@ -177,6 +182,18 @@ def shortlist(found: Searched, k: int) -> list[Choice]:
     _, first = np.unique(shape_keys(table)[order], return_index=True)
     best = order[np.sort(first)[:k]]
     return [_choice(found.problem, *table.pick(int(i)), "enumeration") for i in best]
+
+
+def best_by_framework(found: Searched) -> list[Choice]:
+    """The best fitting candidate of each framework."""
+    table, best = found.table, []
+    frameworks = np.array([b.plan.framework for b in table.batches])
+    for name in dict.fromkeys(frameworks.tolist()):
+        rows = np.flatnonzero(table.fits & (frameworks[table.batch] == name))
+        if rows.size:
+            row = rows[np.lexsort(sort_keys(found, rows))[0]]
+            best.append(_choice(found.problem, *table.pick(int(row)), "enumeration"))
+    return best
 
 
 def sort_keys(found: Searched, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:

@@ -17,8 +17,8 @@ class Engine:
 
     Tuples list legal values of a plan's field. ``sharding`` pairs a kind with the ZeRO stages it offers; ``max_stage_with_pp`` is the
     highest of them under a pipeline. ``partial_recompute``: some layers of a stage may recompute and the others keep all.
-    ``offload_together``: optimizer and parameters go to the host both or not at all; ``dense_tp_only``: no tensor parallelism of MoE
-    models. ``target`` is the emitter that writes its files. ``ulysses_replicates_kv``: the all-to-all copies KV heads when there are fewer than ranks.
+    ``offload_together``: optimizer and parameters go to the host both or not at all. ``dense_tp_only``: no tensor parallelism of MoE
+    models. ``ulysses_replicates_kv``: the all-to-all copies KV heads when there are fewer than ranks. ``target``: its emitter.
     """
 
     name: str

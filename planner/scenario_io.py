@@ -19,11 +19,14 @@ from ..scenarios.hardware import Accelerator, Cluster
 from ..scenarios.model import ModelSpec
 from ..scenarios.plan import Optimizer, ParallelPlan
 from ..scenarios.scenario import MAX_SEQ, Scenario
+from ..scenarios.units import show_tokens
 from ..scenarios.workload import TrainWorkload
-from .engines import ENGINES, Engine, engines
+from .engines import ENGINES, Engine, engines, why_not
 from .prune import Prices
 from .space import Asked
 
+RESEARCH_ONLY = "mezo"
+"""The optimizer that is priced although no framework has a switch for it."""
 BATCH_TOKENS = 4 * 1024**2
 BATCH_TOKENS_PER_GPU = 1024
 """Default batch: 4 Mi tokens, or 1,024 per GPU on large clusters. Source: Llama 3 (2024), Table 4: 16 M tokens on 16,384 GPUs."""
@@ -41,6 +44,7 @@ class Problem:
     precisions: tuple[str, ...]
     seq_tokens: int
     global_batch: int
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def system(self) -> System:
@@ -109,10 +113,21 @@ def resolve(scenario: Scenario) -> Problem:
     seq = scenario.seq_tokens
     batch = scenario.global_batch or (0 if seq == MAX_SEQ else default_batch(seq, cluster.n_gpus))
     _check_batch(scenario, batch)
+    usable, notes = _engines(scenario, model, cluster, precisions)
     return Problem(
-        scenario=scenario, model=model, cluster=cluster, accelerator=accelerator, engines=_engines(scenario, precisions),
-        precisions=precisions, seq_tokens=seq, global_batch=batch,
+        scenario=scenario, model=model, cluster=cluster, accelerator=accelerator, engines=usable, precisions=precisions, seq_tokens=seq,
+        global_batch=batch, notes=(*notes, *_cautions(scenario, model, seq)),
     )  # fmt: skip
+
+
+def _cautions(scenario: Scenario, model: ModelSpec, seq: int) -> list[str]:
+    """What the user should know about the question itself."""
+    out = []
+    if seq > model.max_seq_tokens and model.position in ("rope", "learned"):
+        out.append(f"{show_tokens(seq)} tokens are beyond the {show_tokens(model.max_seq_tokens)} that {model.name} was trained on")
+    if any(word.startswith("lossy") or word == "retrain" for word in scenario.allow):
+        out.append("no lossy or retrained technique is searched for training in this version; only --allow quant has an effect")
+    return out
 
 
 def default_batch(seq_tokens: int, n_gpus: int) -> int:
@@ -133,12 +148,36 @@ def _precisions(scenario: Scenario, accelerator: Accelerator) -> tuple[str, ...]
     return (scenario.precision,)
 
 
-def _engines(scenario: Scenario, precisions: tuple[str, ...]) -> tuple[Engine, ...]:
-    usable = tuple(e for e in engines(scenario.framework) if set(e.precisions) & set(precisions))
+def _engines(scenario: Scenario, model: ModelSpec, cluster: Cluster, precisions: tuple[str, ...]) -> tuple[tuple[Engine, ...], list[str]]:
+    """The frameworks that can train this at all, and notes on why the others cannot; BadInput if none can.
+
+    An optimizer that no framework has a switch for is priced as DeepSpeed would run it, and the note says it is research-only.
+    """
+    accelerator = registry.accelerator(cluster.gpu)
+    usable, notes = [], []
+    for engine in engines(scenario.framework):
+        if not set(engine.precisions) & set(precisions):
+            reason = f"no {scenario.precision} training; legal: {_having('precisions', scenario.precision)}"
+        elif scenario.optimizer not in engine.optimizers and scenario.optimizer != RESEARCH_ONLY:
+            reason = f"no switch for optimizer={scenario.optimizer}; legal: {_having('optimizers', scenario.optimizer)}"
+        else:
+            reason = why_not(engine, model, cluster, accelerator)
+        if not reason:
+            usable.append(engine)
+        elif scenario.framework != "auto":
+            raise BadInput(f"framework={engine.name} cannot train this: {reason}")
+        else:
+            notes.append(f"{engine.name} left out: {reason}")
     if not usable:
-        able = [e.name for e in ENGINES.values() if scenario.precision in e.precisions]
-        raise BadInput(f"framework={scenario.framework} has no {scenario.precision} training; legal: {', '.join(able)}")
-    return usable
+        raise BadInput(f"no framework can train this: {'; '.join(notes)}")
+    if scenario.optimizer == RESEARCH_ONLY:
+        notes.append(f"optimizer={RESEARCH_ONLY} is research-only: no framework here has a switch for it, so no emitted file runs it")
+    return tuple(usable), notes
+
+
+def _having(field: str, value: str) -> str:
+    """Names of the frameworks whose ``field`` holds the value."""
+    return ", ".join(e.name for e in ENGINES.values() if value in getattr(e, field)) or "none"
 
 
 def _check_batch(scenario: Scenario, batch: int) -> None:

@@ -65,21 +65,24 @@ def solve(p: StageProblem, time_limit_s: float = 60.0) -> StageSolution | None:
 def bound_s(p: StageProblem) -> float:
     """A step time no choice can beat: each missing byte freed at the best rate of seconds per byte; infinite if too few can be freed.
 
-    With movable layers only the bytes of one-layer stages are sure to be missing, and stages may be perfectly even.
+    Movable layers: stages may be perfectly even, and memory is pooled over all of them.
     """
     room = p.host_limit_bytes - p.host_fixed_bytes
     if room < 0:
         return math.inf
     per_period = p.n_micro + (p.n_stages - 1) / p.vpp
+    pools = [_stages(p)] if p.partition else [{role: 1} for role in p.roles]
     worst = 0.0
-    for r in p.roles:
-        n = 1 if p.partition else p.base_layers[r]
-        missing = p.fixed_bytes[r] + n * p.layer_bytes[r] - p.hbm_limit_bytes
+    for pool in pools:
+        missing = _needed(p, pool) - sum(pool.values()) * p.hbm_limit_bytes
         if missing <= 0:
             continue
-        rates = [per_period * o.extra_s / o.freed_bytes[r] for o in p.options if o.freed_bytes[r] > 0]
-        rates += [p.optimizer_s / p.optimizer_bytes] if p.optimizer_bytes > 0 else []
-        if not rates or _most_freed(p, r, p.n_layers if p.partition else n, room) < missing * (1 - TOLERANCE):
+        freed = {o.name: sum(n * o.freed_bytes[role] for role, n in pool.items()) for o in p.options}
+        optimizer = p.optimizer_bytes * sum(pool.values())
+        rates = [per_period * o.extra_s / freed[o.name] for o in p.options if freed[o.name] > 0]
+        rates += [p.optimizer_s / optimizer] if optimizer > 0 else []
+        layers = p.n_layers // p.n_stages if p.partition else min(p.base_layers.values())  # the counts hold in every stage
+        if not rates or _most_freed(p, freed, layers, optimizer, room) < missing * (1 - TOLERANCE):
             return math.inf
         worst = max(worst, missing * max(min(rates), 0.0))
     if not p.partition:
@@ -88,15 +91,28 @@ def bound_s(p: StageProblem) -> float:
     return p.base_s - p.n_micro * max(p.base_period_s - mean, 0.0) + worst
 
 
-def _most_freed(p: StageProblem, role: str, n: int, room_bytes: float) -> float:
+def _stages(p: StageProblem) -> dict[str, int]:
+    """How many stages there are of each role."""
+    return {role: p.n_stages - 2 if role == "middle" else 1 for role in p.roles}
+
+
+def _needed(p: StageProblem, pool: dict[str, int]) -> float:
+    """Bytes that the stages of a pool hold at least, with nothing recomputed or offloaded."""
+    fixed = sum(n * p.fixed_bytes[role] for role, n in pool.items())
+    if p.partition:
+        return fixed + p.n_layers * min(p.layer_bytes.values())
+    return fixed + sum(n * p.base_layers[role] * p.layer_bytes[role] for role, n in pool.items())
+
+
+def _most_freed(p: StageProblem, freed: dict[str, float], n: int, optimizer_bytes: float, room_bytes: float) -> float:
     """No choice frees more bytes: every layer takes the best option without host memory, and as many as fit there a better one."""
-    inside = max((o.freed_bytes[role] for o in p.options if not o.host_bytes), default=0.0)
+    inside = max((freed[o.name] for o in p.options if not o.host_bytes), default=0.0)
     most = n * max(inside, 0.0)
     for o in p.options:
         if o.host_bytes:
-            most += min(n, room_bytes / o.host_bytes) * max(o.freed_bytes[role] - inside, 0.0)
+            most += min(n, room_bytes / o.host_bytes) * max(freed[o.name] - inside, 0.0)
     part = min(1.0, room_bytes / p.optimizer_host_bytes) if p.optimizer_host_bytes > 0 else 1.0
-    return most + part * p.optimizer_bytes
+    return most + part * optimizer_bytes
 
 
 def greedy(p: StageProblem) -> StageSolution | None:

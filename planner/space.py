@@ -114,7 +114,7 @@ def _shapes_of(facts: Facts) -> Columns:
     """Shapes of this kind: cp > 1 exactly when there is a context-parallel kind, pp > 1 where the framework has the schedule."""
     tp, pp, cp, dp = shapes(facts.cluster.n_gpus).T
     piped = (pp > 1) & (facts.schedule in facts.engine.schedules)
-    wanted = ((cp > 1) == (facts.cp_kind != "none")) & (piped | ((pp == 1) & (facts.schedule == "1f1b"))) & ((tp == 1) | facts.engine.tp)
+    wanted = ((cp > 1) == (facts.cp_kind != "none")) & (piped | ((pp == 1) & (facts.schedule == "1f1b"))) & ((tp == 1) | _has_tp(facts))
     columns = {"tp": tp[wanted], "pp": pp[wanted], "cp": cp[wanted], "dp": dp[wanted]}
     inner = columns["cp"] if facts.cp_kind == "ulysses" else np.ones_like(columns["cp"])
     columns["cp_inner"] = inner
@@ -123,6 +123,10 @@ def _shapes_of(facts: Facts) -> Columns:
     columns = cross(columns, cp_inner=divisors(facts.cluster.n_gpus))
     inner, cp = columns["cp_inner"], columns["cp"]
     return take(columns, (inner > 1) & (inner < cp) & (cp % inner == 0))
+
+
+def _has_tp(facts: Facts) -> bool:
+    return facts.engine.tp and not (facts.engine.dense_tp_only and facts.model.n_experts)
 
 
 def _with_options(asked: Asked, facts: Facts, sharding: Sharding, stages: tuple[int, ...], columns: Columns) -> Columns:
@@ -154,7 +158,8 @@ def _with_groups(facts: Facts, sharding: Sharding, columns: Columns) -> Columns:
         return columns | {"hsdp_group": np.zeros_like(columns["dp"])}
     ranks = columns["dp"] * columns["cp"]
     group = facts.cluster.gpus_per_node // columns["tp"]
-    return take(columns | {"hsdp_group": group}, (group > 1) & (group < ranks) & (ranks % np.maximum(group, 1) == 0))
+    whole = (ranks % np.maximum(group, 1) == 0) & (group % columns["cp"] == 0)
+    return take(columns | {"hsdp_group": group}, (group > 1) & (group < ranks) & whole)
 
 
 def _with_micro_batches(asked: Asked, columns: Columns) -> Columns:
@@ -183,6 +188,8 @@ def _batches(asked: Asked, facts: Facts, sharding: Sharding, columns: Columns) -
         )  # fmt: skip
         rows = take(rows, ((rows["offload_params"] == 0) | (rows["zero_stage"] == 3)))
         rows = take(rows, ((rows["offload_optimizer"] == 0) | (rows["zero_stage"] > 0)))
+        if engine.offload_together:
+            rows = take(rows, rows["offload_optimizer"] == rows["offload_params"])
         size = rows["tp"].size
         for start in range(0, size, MAX_ROWS):
             part = {key: column[start : start + MAX_ROWS] for key, column in rows.items()}

@@ -170,9 +170,13 @@ MISTAKES = [
     (["--model", "llama3-8b", "--gpus", "8", "--gpu", "a100-80gb-sxm", "--precision", "fp8", "--allow", "quant"],
      "a100-80gb-sxm has no fp8 arithmetic; legal: bf16"),
     (["--model", "llama3-8b", "--gpus", "8", "--framework", "deepspeed", "--precision", "fp8", "--allow", "quant"],
-     "framework=deepspeed has no fp8 training; legal: megatron, torchtitan"),
+     "framework=deepspeed cannot train this: no fp8 training; legal: megatron"),
     (["--model", "llama3-8b", "--gpus", "8", "--global-batch", "12", "--micro-batch", "5"],
      "micro_batch=5 does not divide global_batch=12; make one a multiple of the other"),
+    (["--model", "llama3-8b", "--gpus", "8", "--framework", "torchtitan", "--optimizer", "lion"],
+     "framework=torchtitan cannot train this: no switch for optimizer=lion; legal: deepspeed"),
+    (["--model", "gemma2-9b", "--gpus", "8", "--framework", "fsdp2"],
+     "framework=fsdp2 cannot train this: gemma2-9b has a sliding window"),
     (["--model", "llama3-8b", "--gpus", "8", "--host-ram", "lots"], "'lots' is not a number with a unit of bytes"),
     (["--model", "llama3-8b", "--gpus", "8", "--host-ram", "-1GB"], "'-1GB' must be finite and not negative"),
     (["--model", "llama3-8b", "--gpus", "8", "--price", "nan"], "price_usd_per_h=nan must be finite and not negative"),
@@ -226,4 +230,3 @@ def test_help_names_every_flag(call: Any) -> None:
     for flag in ("--model", "--seq", "--gpus", "--gpu", "--gpus-per-node", "--task", "--objective", "--allow", "--calibration", "--top",
                  "--out", "--json"):  # fmt: skip
         assert flag in out
-    assert "--isl" in out

@@ -42,7 +42,7 @@ def legal(question: Asked, engine: Engine, p: dict[str, int], kind: str, schedul
         return False
     if pp == 1 and schedule != "1f1b":
         return False
-    if tp > 1 and not engine.tp:
+    if tp > 1 and (not engine.tp or (engine.dense_tp_only and m.n_experts)):
         return False
     if m.n_heads % tp or m.n_kv_heads % tp or question.cluster.gpus_per_node % tp or m.ffn_hidden % tp:
         return False
@@ -114,6 +114,7 @@ def test_only_what_a_framework_has() -> None:
     assert {p.zero_stage for p in plans(asked(TORCHTITAN))} == {3}
     assert {p.zero_stage for p in plans(asked(DEEPSPEED)) if p.offload_params} == {3}
     assert 0 not in {p.zero_stage for p in plans(asked(DEEPSPEED)) if p.offload_optimizer}
+    assert {(p.offload_optimizer, p.offload_params) for p in plans(asked(FSDP2))} == {(0, 0), (1, 1)}
 
 
 def test_hsdp_shards_inside_the_node_and_copies_between_nodes() -> None:
