@@ -108,24 +108,51 @@ def _ffn_s(model: ModelSpec, system: ServeSystem, t: Array, width: float, dtype:
 
 
 def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_all: Array) -> Array:
-    """Router, the routed experts of the most loaded rank, and the shared experts.
+    """Router, the routed experts of the most loaded rank, and the shared experts; ``t`` tokens enter one dp rank, ``t_all`` all of them.
 
-    ``t`` tokens enter one dp rank, ``t_all`` all of them. With experts split by ep a rank gets ``x + √(2·x·ln ep)`` pairs where
-    ``x = t_all·k/ep`` is the mean: the expected largest of ep Poisson counts.
+    A card with measured fused MoE layers in this format prices the routed part with them.
     """
-    n_gpus = plan.tp * plan.dp
-    ep = plan.ep if plan.ep > 1 else 1
-    pairs = t_all * model.top_k / ep
-    pairs = np.minimum(pairs + np.sqrt(2 * pairs * np.log(ep)), t_all * model.top_k)
-    local = np.minimum(covered_experts(model, t_all) / ep, np.maximum(pairs, 1))
-    width = model.moe_ffn_hidden * ep / n_gpus
-    n_in = 2.0 if model.gated_mlp else 1.0
-    first = grouped_gemm_s(system, pairs, local, n_in * width, float(model.hidden), plan.weight_dtype)
-    second = grouped_gemm_s(system, pairs, local, float(model.hidden), width, plan.weight_dtype)
-    sort = system.roofline.stream_s(2 * pairs * ((n_in + 1) * width + 3 * model.hidden))
     router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + system.roofline.stream_s(4 * t * model.n_experts)
     shared = _ffn_s(model, system, t, model.shared_hidden / plan.tp, plan.weight_dtype) if model.shared_hidden else 0.0
-    return first + second + sort + router + shared
+    ep = plan.ep if plan.ep > 1 else 1
+    measured = MEASURED_EXPERTS.get(plan.experts_in, plan.experts_in)
+    if any(key.startswith(f"moe.{measured}.") for key in system.roofline.calibration.families):
+        split = plan.tp * plan.dp / ep
+        return (
+            router
+            + shared
+            + system.roofline.moe_layer_s(
+                t_all,
+                hidden=model.hidden,
+                inter=model.moe_ffn_hidden,
+                topk=model.top_k,
+                n_experts=model.n_experts,
+                tp=split,
+                ep=ep,
+                dtype=measured,
+            )
+        )
+    return router + shared + _unmeasured_experts_s(model, plan, system, t_all, ep)
+
+
+MEASURED_EXPERTS = {"int4": "int4_wo", "mxfp4": "w4a16_mxfp4"}
+"""Our weight formats -> the measured MoE formats where the names differ."""
+
+
+def _unmeasured_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array, ep: int) -> Array:
+    """Two grouped products over the touched experts and the sort around them.
+
+    With experts split by ep a rank gets ``x + √(2·x·ln ep)`` pairs where ``x = t_all·k/ep`` is the mean: the expected largest of ep
+    Poisson counts.
+    """
+    mean = t_all * model.top_k / ep
+    pairs = np.minimum(mean + np.sqrt(2 * mean * np.log(ep)), t_all * model.top_k)
+    local = np.minimum(covered_experts(model, t_all) / ep, np.maximum(pairs, 1))
+    width = model.moe_ffn_hidden * ep / (plan.tp * plan.dp)
+    n_in = 2.0 if model.gated_mlp else 1.0
+    first = grouped_gemm_s(system, pairs, local, n_in * width, float(model.hidden), plan.experts_in)
+    second = grouped_gemm_s(system, pairs, local, float(model.hidden), width, plan.experts_in)
+    return first + second + system.roofline.stream_s(2 * pairs * ((n_in + 1) * width + 3 * model.hidden))
 
 
 def grouped_gemm_s(system: ServeSystem, pairs: Array, experts: Array, n: float, k: float, dtype: str) -> Array:
@@ -156,14 +183,29 @@ def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array
     expert out and one 16-bit copy back.
     """
     net, row = system.network, 2.0 * model.hidden
-    total = net.all_reduce_s(t * row, plan.tp, 1)
+    total = tp_all_reduce_s(system, t * row, plan.tp)
     if not moe or plan.dp == 1:
-        return total + (net.all_reduce_s(t * row, plan.tp, 1) if plan.dp == 1 or not moe else 0.0)
+        return 2 * total
     n = plan.tp * plan.dp
     if n <= system.cluster.gpus_per_node:
         return total + net.all_gather_s(t * plan.dp * row, n, 1) + net.reduce_scatter_s(t * plan.dp * row, n, 1)
     sent = t / plan.tp * model.top_k * model.hidden
     return total + net.all_to_all_s(sent, n, 1) + net.all_to_all_s(2 * sent, n, 1)
+
+
+def tp_all_reduce_s(system: ServeSystem, n_bytes: Array, tp: int) -> Array:
+    """The cheaper of the library's all-reduce and, where it was measured, the engine's own one-shot kernel inside a CUDA graph.
+
+    The latter is ``launch + hop·log2(tp) + bytes/(link · link_frac)``: every rank's buffer crosses its link once.
+    """
+    net = system.network
+    library = net.all_reduce_s(n_bytes, tp, 1)
+    own = net.calibration.families.get("custom_allreduce.graph")
+    if own is None or tp < 2 or tp > system.cluster.gpus_per_node or not net.intra.kind.startswith("nvlink"):
+        return library
+    c = own.coefficients
+    one_shot = c["launch_s"] + c["hop_s"] * np.log2(tp) + n_bytes / (net.intra.bytes_per_s * c["link_frac"])
+    return np.where(n_bytes > 0, np.minimum(library, one_shot), 0.0)
 
 
 def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, sequences: Array, kv_tokens: float) -> Array:
@@ -192,7 +234,15 @@ def _attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch:
     for layers, window in ((full, 0), (model.n_layers - full, model.window_tokens)):
         if layers:
             total = total + layers * system.roofline.attention_s(
-                batch=batch, q_tokens=q, kv_tokens=kv, n_heads=heads, n_kv_heads=kv_heads, qk_dim=qk, v_dim=v, window_tokens=window
+                batch=batch,
+                q_tokens=q,
+                kv_tokens=kv,
+                n_heads=heads,
+                n_kv_heads=kv_heads,
+                qk_dim=qk,
+                v_dim=v,
+                window_tokens=window,
+                kv_dtype=plan.kv_dtype,
             )
     return total
 

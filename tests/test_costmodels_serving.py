@@ -1,0 +1,149 @@
+"""Serving step times and memory: physical floors, published pools and weights, and the shape of the curves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from roofplan.costmodels.params import count_params
+from roofplan.costmodels.serving import Reach, step_times
+from roofplan.costmodels.serving_memory import kv_bytes_per_token, serve_memory, weights_bytes
+from roofplan.costmodels.serving_ops import covered_experts, gemm_s, serve_system, tp_all_reduce_s
+from roofplan.costmodels.step_times import PS
+from roofplan.scenarios import registry
+from roofplan.scenarios.calibration import FamilyFit
+from roofplan.scenarios.errors import BadInput
+from roofplan.scenarios.load import names
+from roofplan.scenarios.serving import EnginePlan, ServeWorkload, serving_engine
+
+REACH = Reach(tokens=2304, chunk=2048, seqs=256)
+
+
+def system_of(gpu: str, n: int = 8, engine: str = "vllm"):
+    return serve_system(registry.cluster(gpu, n), serving_engine(engine))
+
+
+@pytest.mark.parametrize("gpu", ["a100-80gb-sxm", "h100-sxm", "h200", "b200", "rtx4090", "l40s"])
+@pytest.mark.parametrize(("model", "tp"), [("llama3-8b", 1), ("llama3.1-70b", 8), ("mixtral-8x7b", 4)])
+def test_no_step_beats_the_card(gpu, model, tp):
+    """A decode step reads its weights and its KV once; a prefill step does 2 FLOPs a weight and token."""
+    spec, system, plan = registry.model(model), system_of(gpu), EnginePlan(tp=tp)
+    card, params = system.accelerator, count_params(registry.model(model))
+    times = step_times(spec, plan, system, REACH)
+    read = 2 * (params.total - params.embedding) / tp
+    if not spec.n_experts:
+        assert times.step_ps(1, 1000, []) / PS > read / card.hbm_bytes_per_s
+        kv = 100_000 * kv_bytes_per_token(spec, plan)
+        assert times.step_ps(64, 100_000, []) / PS > (read + kv) / card.hbm_bytes_per_s
+    busy = 2 * (params.active - params.embedding - params.head) * 2048 / tp
+    assert times.step_ps(0, 0, [(2048, 0)]) / PS > busy / card.bf16_flops_per_s
+
+
+@pytest.mark.parametrize("model", ["llama3-8b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-120b"])
+def test_more_work_takes_longer(model):
+    spec = registry.model(model)
+    times = step_times(spec, EnginePlan(tp=8, ep=8 if spec.n_experts else 1), system_of("h200"), REACH)
+    decode = [times.step_ps(n, 1000 * n, []) for n in (1, 8, 64, 256)]
+    assert decode == sorted(decode)
+    chunks = [times.step_ps(0, 0, [(c, 0)]) for c in (16, 128, 512, 2048)]
+    assert chunks == sorted(chunks)
+    assert times.step_ps(0, 0, [(512, 4096)]) > times.step_ps(0, 0, [(512, 0)])
+    assert times.linear[0] == times.decode_slope[0] == times.prefill[0] == 0
+
+
+def test_kv_pool_of_a_real_engine():
+    """vLLM 0.19.0 reported 2,588 blocks of 16 for Llama-3.1-8B on an RTX 4090 at 0.9 of 25,250,627,584 bytes."""
+    model, engine, card = registry.model("llama3.1-8b"), serving_engine("vllm"), registry.accelerator("rtx4090")
+    memory = serve_memory(model, EnginePlan(), engine, card, 2048, 256, 16)
+    assert memory.kv_blocks == pytest.approx(2588, rel=0.05)
+    assert memory.weights_bytes == pytest.approx(2 * 8.03e9, rel=0.002)
+    assert memory.kv_bytes_per_token == 131_072
+
+
+@pytest.mark.parametrize(("model", "kv"), [("deepseek-v3", 70_272), ("qwen2.5-72b", 327_680), ("llama3.1-405b", 516_096)])
+def test_kv_bytes_per_token_as_published(model, kv):
+    """Insights into DeepSeek-V3 (ISCA 2025), table 1: KV-cache bytes per token in BF16."""
+    assert kv_bytes_per_token(registry.model(model), EnginePlan()) == kv
+
+
+def test_weights_split_and_formats():
+    dense, moe = registry.model("llama3.1-70b"), registry.model("gpt-oss-120b")
+    assert weights_bytes(dense, EnginePlan(tp=8)) == pytest.approx(weights_bytes(dense, EnginePlan()) / 8, rel=0.01)
+    assert weights_bytes(dense, EnginePlan(weight_dtype="fp8")) == pytest.approx(0.5 * weights_bytes(dense, EnginePlan()), rel=0.04)
+    assert weights_bytes(moe, EnginePlan(expert_dtype="mxfp4")) == pytest.approx(63e9, rel=0.12)
+
+
+def test_swap_is_bytes_over_the_host_link():
+    system = system_of("a100-80gb-sxm", 1)
+    times = step_times(registry.model("llama3-8b"), EnginePlan(), system, REACH)
+    assert times.swap / PS > 16 * 131_072 / system.roofline.host_link_bytes_per_s
+
+
+def test_steps_pad_to_graphs_and_dp_splits_the_cache():
+    system = system_of("h200")
+    times = step_times(registry.model("llama3-8b"), EnginePlan(), system, REACH)
+    assert times.linear[9] == times.linear[16] < times.linear[17]
+    latent = registry.model("deepseek-v3")
+    alone = step_times(latent, EnginePlan(tp=8, weight_dtype="fp8"), system, REACH)
+    spread = step_times(latent, EnginePlan(tp=1, dp=8, ep=8, weight_dtype="fp8"), system, REACH)
+    assert spread.decode_slope[128] < 0.3 * alone.decode_slope[128]
+
+
+def test_covered_experts_limits():
+    model = registry.model("qwen3-30b-a3b")
+    found = covered_experts(model, np.array([0.0, 1.0, 1e6]))
+    assert found == pytest.approx([0, model.top_k, model.n_experts])
+
+
+def test_weight_only_formats_read_fewer_bytes_but_compute_in_16_bits():
+    system = system_of("h100-sxm")
+    few, many = np.array([1.0]), np.array([8192.0])
+    assert gemm_s(system, few, 8192, 8192, "int4")[0] < 0.6 * gemm_s(system, few, 8192, 8192, "bf16")[0]
+    assert gemm_s(system, many, 8192, 8192, "int4")[0] >= 2 * 8192**3 / system.accelerator.bf16_flops_per_s
+
+
+def test_one_shot_all_reduce_is_used_where_it_was_measured_and_cheaper():
+    system = system_of("h100-sxm")
+    small, large = np.array([16384.0]), np.array([1e9])
+    library = system.network.all_reduce_s(small, 8, 1)
+    fit = FamilyFit(
+        coefficients={"launch_s": 4e-6, "hop_s": 1e-7, "link_frac": 0.5}, n_rows=1, error_frac=0.1, p90_error_frac=0.2, source="test"
+    )
+    base = replace(system.network.calibration, families={k: v for k, v in system.network.calibration.families.items() if "custom" not in k})
+    without = replace(system, network=replace(system.network, calibration=base))
+    fitted = replace(base, families=base.families | {"custom_allreduce.graph": fit})
+    with_own = replace(system, network=replace(system.network, calibration=fitted))
+    assert tp_all_reduce_s(without, small, 8) == pytest.approx(library)
+    assert tp_all_reduce_s(with_own, small, 8)[0] == pytest.approx(4e-6 + 3e-7 + 16384 / (0.5 * system.network.intra.bytes_per_s))
+    assert tp_all_reduce_s(with_own, large, 8)[0] <= system.network.all_reduce_s(large, 8, 1)[0]
+
+
+@pytest.mark.parametrize("name", sorted(names("engines")))
+def test_every_engine_profile_says_where_its_figures_come_from(name):
+    engine = serving_engine(name)
+    assert engine.sources["default"]
+    assert 0 < engine.memory_utilization_frac <= 1
+    assert engine.max_num_seqs <= engine.token_budget
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EnginePlan(tp=0), "tp=0 must be between 1 and 1,024"),
+        (lambda: EnginePlan(tp=4, ep=3), "ep=3 does not divide the replica's 4 GPUs"),
+        (lambda: EnginePlan(preemption="drop"), "preemption='drop' is not known"),
+        (lambda: ServeWorkload(arrival_s=np.zeros(0), prompt_tokens=np.zeros(0), output_tokens=np.zeros(0)), "0 requests"),
+        (
+            lambda: ServeWorkload(arrival_s=np.array([1.0, 0.5]), prompt_tokens=np.ones(2), output_tokens=np.ones(2)),
+            "backwards at request 1",
+        ),
+        (
+            lambda: ServeWorkload(arrival_s=np.zeros(2), prompt_tokens=np.array([1, 0]), output_tokens=np.ones(2)),
+            "prompt_tokens of request 1 is 0",
+        ),
+    ],
+)
+def test_plans_and_workloads_that_cannot_be(make, message):
+    with pytest.raises(BadInput, match=message):
+        make()
