@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 import re
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
 from ..scenarios import registry
-from ..scenarios.errors import BadInput, RoofplanError
+from ..scenarios.errors import BadFile, BadInput, RoofplanError
+from ..scenarios.load import read_toml
 from ..scenarios.serving import EnginePlan, ServeWorkload
 from ..scenarios.units import parse_quantity, parse_tokens, show_bytes
 from . import arrivals, traces
@@ -30,7 +33,8 @@ MAX_MADE_UP = 5_000_000
 
 
 @click.command("simulate")
-@click.option("--model", required=True, help="Alias, Hugging Face id, or path of a config.json.")
+@click.argument("scenario", required=False, type=click.Path(path_type=Path))
+@click.option("--model", help="Alias, Hugging Face id, or path of a config.json.")
 @click.option("--gpu", default="h100-sxm", show_default=True, help="GPU or cluster name.")
 @click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="How many; they hold equal replicas.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Azure, Vidur, BurstGPT, Mooncake, vLLM or guidellm file.")
@@ -60,9 +64,15 @@ MAX_MADE_UP = 5_000_000
 @click.option("--tpot", help="Promised time per output token, like 30ms.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--json", "json_path", help="Write the stable JSON form to a file, or - for stdout alone.")
-def simulate(**flags: Any) -> None:
-    """Simulate serving MODEL on a cluster under a trace or a made-up workload."""
+@click.pass_context
+def simulate(ctx: click.Context, scenario: Path | None, **flags: Any) -> None:
+    """Simulate serving a model on a cluster under a trace or a made-up workload.
+
+    SCENARIO is a TOML file with any of these settings, named as the flags are (max-num-seqs = 64); flags override it.
+    """
     try:
+        if scenario is not None:
+            flags |= scenario_flags(ctx, scenario)
         out = run(flags)
         if flags["json_path"]:
             _write(json.dumps(out, indent=2) + "\n", flags["json_path"])
@@ -73,9 +83,36 @@ def simulate(**flags: Any) -> None:
         raise SystemExit(2 if isinstance(error, BadInput) else 1) from None
 
 
+def scenario_flags(ctx: click.Context, path: Path) -> dict[str, Any]:
+    """The settings of a scenario file that the command line does not give; paths in it are relative to the file.
+
+    Raises BadFile for a key that is no flag or a value the flag would not take.
+    """
+    options = {p.opts[0].removeprefix("--"): p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "json_path"}
+    found: dict[str, Any] = {}
+    for key, value in read_toml(path).items():
+        option = options.get(key.replace("_", "-"))
+        if option is None or option.name is None:
+            near = difflib.get_close_matches(key, options, n=3)
+            raise BadFile(
+                f"{path}: unknown key {key[:80]!r}; {'did you mean ' + ', '.join(near) if near else 'legal: ' + ', '.join(options)}"
+            )
+        if ctx.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
+            continue
+        try:
+            found[option.name] = option.type_cast_value(ctx, value if isinstance(value, (bool, int, float)) else str(value))
+        except click.BadParameter as error:
+            raise BadFile(f"{path}: {key}: {error.message}") from None
+        if option.name == "trace":
+            found["trace"] = path.parent / found["trace"]
+    return found
+
+
 def run(flags: dict[str, Any]) -> dict[str, Any]:
     """The report of one simulation, from the flags of the command. Raises BadInput for anything it cannot use."""
     started = time.perf_counter()
+    if not flags["model"]:
+        raise BadInput("no model given; add --model, or model = … in a scenario file")
     model = registry.model(flags["model"])
     cluster = registry.cluster(flags["gpu"], flags["gpus"])
     work = _workload(flags)

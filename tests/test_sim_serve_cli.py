@@ -101,6 +101,30 @@ def test_prefix_cache_shortens_a_repeated_prompt(tmp_path):
     assert "names no prompt blocks" in call(*BASE, "--prefix-cache").output
 
 
+def test_scenario_file_gives_what_the_flags_do_not(tmp_path):
+    scenario = tmp_path / "chat.toml"
+    (tmp_path / "trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i},500,20\n" for i in range(20)))
+    scenario.write_text('model = "llama3-8b"\ngpu = "a100-80gb-sxm"\ntrace = "trace.csv"\nmax-num-seqs = 64\nseed = 5\n')
+    out = json.loads(call(str(scenario), "--seed", "7", "--json", "-").stdout)
+    assert (out["model"], out["gpu"], out["n_requests"], out["seed"], out["plan"]["max_num_seqs"]) == (
+        "llama3-8b",
+        "a100-80gb-sxm",
+        20,
+        7,
+        64,
+    )
+    for text, message in (
+        ("modle = 1", "unknown key 'modle'; did you mean model"),
+        ("seed = -1", "seed: -1 is not in the range"),
+        ("seed", "TOML"),
+    ):
+        scenario.write_text(text)
+        result = call(str(scenario))
+        assert result.exit_code == 2
+        assert message in result.output
+    assert "no model given" in call("--isl", "5", "--osl", "5", "--rate", "1").output
+
+
 def test_report_file_appears_whole(tmp_path):
     target = tmp_path / "out.json"
     assert call(*BASE, "--json", str(target)).exit_code == 0
