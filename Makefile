@@ -39,8 +39,8 @@ golden: $(VENV)/.ready  ## rewrite the recorded outputs; read the diff before yo
 	ROOFPLAN_GOLDEN=write $(PY) -m pytest -k "recorded or golden"
 	git diff --stat -- tests/golden
 
-verify: $(VERIFY_VENV)/.ready  ## run emitted files on CPU ranks with the real torch and DeepSpeed
-	$(VERIFY_VENV)/bin/python -m pytest tests/verify
+verify: $(VERIFY_VENV)/.ready  ## run emitted files on CPU ranks with the real torch and DeepSpeed; Triton kernels in its interpreter
+	$(VERIFY_VENV)/bin/python -m pytest tests/verify tests/test_kernels_*.py
 
 # torch first, and exactly this version: a range would pull gigabytes of CUDA packages.
 $(VERIFY_VENV)/.ready: pyproject.toml
