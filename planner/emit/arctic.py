@@ -50,7 +50,7 @@ def recipe(job: Job) -> dict[str, Any]:
         },
         "optimizer": {
             "type": "cpu_adam" if plan.offload_optimizer else "fused_adam",
-            "learning_rate": float(job.facts.get("learning_rate", 1e-5)),
+            "learning_rate": job.learning_rate,
             "betas": [0.9, 0.95],
             "weight_decay": 0.0,
         },

@@ -85,7 +85,7 @@ def config_of(job: Job) -> dict[str, Any]:
         "train_batch_size": job.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.grad_accum,
-        "gradient_clipping": 1.0,
+        "gradient_clipping": job.gradient_clipping,
         "steps_per_print": 1000000,
         "zero_optimization": _zero(job),
         **_precision(job),
@@ -143,7 +143,7 @@ def _precision(job: Job) -> dict[str, Any]:
 
 
 def _optimizer(job: Job) -> dict[str, Any]:
-    lr = float(job.facts.get("learning_rate", 1e-5))
+    lr = job.learning_rate
     if job.plan.optimizer == "sgd":
         untested = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
         return {"optimizer": {"type": "SGD", "params": {"lr": lr}}, **untested}

@@ -1,4 +1,4 @@
-"""Launchers: launch_torchrun.sh, launch_deepspeed.sh with its hostfile, and job.slurm; one node or many."""
+"""Launchers of train.py: launch_torchrun.sh, and launch_deepspeed.sh with its hostfile; one node or many."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from . import deepspeed, script
 from .target import Job
 
-TITLE = "launchers (torchrun, deepspeed, Slurm)"
-HOW = "`bash launch_torchrun.sh`, or `bash launch_deepspeed.sh`, or `sbatch job.slurm`"
+TITLE = "launchers (torchrun, deepspeed)"
+HOW = "`bash launch_torchrun.sh` or `bash launch_deepspeed.sh`"
 
 HEAD = """#!/usr/bin/env bash
 # {what}
@@ -19,14 +19,13 @@ cd "$(dirname "${{BASH_SOURCE[0]}}")"
 
 
 def emit(job: Job) -> dict[str, str]:
-    """The three launchers of train.py and a hostfile; CannotExpress where train.py itself is not emitted."""
+    """The two launchers of train.py and a hostfile; CannotExpress where train.py itself is not emitted."""
     script.emit(job)
     deepspeed.check_expressible(job)
     return {
         "launch_torchrun.sh": torchrun(job, "train.py"),
         "launch_deepspeed.sh": deepspeed_launcher(job),
         "hostfile": hostfile(job),
-        "job.slurm": slurm(job, "train.py"),
     }
 
 
@@ -40,7 +39,7 @@ def environment(job: Job) -> str:
 
 
 def torchrun(job: Job, training_script: str) -> str:
-    """A torchrun launcher: on several nodes it is started on each, with MASTER_ADDR naming one of them and NODE_RANK counting them."""
+    """A torchrun launcher: on several nodes it is started on each, with MASTER_ADDR naming the first and NODE_RANK (or Slurm) counting."""
     what = f"{job.world} ranks of {training_script} on {job.nodes} node(s); arguments go to the script"
     return HEAD.format(what=what) + environment(job) + torchrun_command(job, training_script)
 
@@ -52,7 +51,7 @@ def torchrun_command(job: Job, *program: str, last: str = "") -> str:
         return f"exec torchrun --standalone --nproc_per_node {job.ranks_per_node} {tail}"
     return (
         ': "${MASTER_ADDR:?set MASTER_ADDR to the host name of node 0}"\n'
-        f': "${{NODE_RANK:?set NODE_RANK to 0 ... {job.nodes - 1}, another on each node}}"\n'
+        f'NODE_RANK="${{NODE_RANK:-${{SLURM_NODEID:?set NODE_RANK to 0 ... {job.nodes - 1}, another on each node}}}}"\n'
         f'exec torchrun --nnodes {job.nodes} --nproc_per_node {job.ranks_per_node} --node_rank "$NODE_RANK" \\\n'
         f'  --master_addr "$MASTER_ADDR" --master_port "${{MASTER_PORT:-29500}}" {tail}'
     )
@@ -78,25 +77,3 @@ def deepspeed_launcher(job: Job) -> str:
 def hostfile(job: Job) -> str:
     """One line per node for the deepspeed launcher; the names are to be replaced by the real ones."""
     return "".join(f"node{i} slots={job.ranks_per_node}\n" for i in range(job.nodes))
-
-
-def slurm(job: Job, training_script: str) -> str:
-    """An sbatch script: one torchrun per node, rendezvous on the first."""
-    cores = max(1, job.cluster.host_cores)
-    exports = environment(job)
-    return (
-        "#!/usr/bin/env bash\n"
-        f"#SBATCH --job-name=roofplan-{job.model.name}\n"
-        f"#SBATCH --nodes={job.nodes}\n"
-        "#SBATCH --ntasks-per-node=1\n"
-        f"#SBATCH --gpus-per-node={job.ranks_per_node}\n"
-        f"#SBATCH --cpus-per-task={cores}\n"
-        "#SBATCH --exclusive\n"
-        "#SBATCH --output=%x-%j.log\n"
-        "set -euo pipefail\n"
-        'cd "$SLURM_SUBMIT_DIR"\n'
-        f"{exports}"
-        'MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"\n'
-        f"srun torchrun --nnodes {job.nodes} --nproc_per_node {job.ranks_per_node} --rdzv_backend c10d \\\n"
-        f'  --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$MASTER_ADDR:29500" {training_script} "$@"\n'
-    )

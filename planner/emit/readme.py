@@ -125,7 +125,10 @@ def _run(job: Job, modules: Mapping[str, ModuleType], written: Written) -> str:
 def _omitted(modules: Mapping[str, ModuleType], omitted: Mapping[str, CannotExpress]) -> str:
     if not omitted:
         return ""
-    rows = "\n".join(f"| {modules[name].TITLE} | {reason.what} | {reason.nearest} |" for name, reason in omitted.items())
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, reason in omitted.items():
+        alike.setdefault((reason.what, reason.nearest), []).append(modules[name].TITLE)
+    rows = "\n".join(f"| {'; '.join(titles)} | {what} | {nearest} |" for (what, nearest), titles in alike.items())
     return f"## Not emitted\n\n| target | what it has no switch for | nearest that runs |\n|---|---|---|\n{rows}\n"
 
 

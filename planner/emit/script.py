@@ -57,6 +57,7 @@ def plan_json(job: Job) -> dict[str, Any]:
         "model": job.model.name,
         "cluster": {"gpu": job.cluster.gpu, "n_gpus": job.world, "gpus_per_node": job.ranks_per_node},
         "workload": {"seq_tokens": job.seq_tokens, "global_batch": job.global_batch},
+        "training": {"learning_rate": job.learning_rate, "gradient_clipping": job.gradient_clipping},
         "plan": plan,
         "predicted": {
             "step_time_s": job.facts.get("step_time_s"),

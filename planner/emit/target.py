@@ -58,6 +58,15 @@ class Job:
         return int(self.work.global_batch)
 
     @property
+    def learning_rate(self) -> float:
+        return float(self.facts.get("learning_rate", 1e-5))
+
+    @property
+    def gradient_clipping(self) -> float:
+        """Bound of the gradient norm; 0: none."""
+        return float(self.facts.get("gradient_clipping", 1.0))
+
+    @property
     def nodes(self) -> int:
         return self.cluster.n_nodes
 

@@ -59,7 +59,7 @@ def overrides(job: Job) -> Overrides:
         ("--training.seq_len", str(job.seq_tokens)),
         ("--training.steps", "10"),
         ("--training.disable_cuda_graphs",),
-        ("--training.max_norm", f"{float(job.facts.get('gradient_clipping', 1.0)):g}"),
+        ("--training.max_norm", f"{job.gradient_clipping or 1e9:g}"),
         *_batch(job),
         *_ranks(job),
         *_pipeline(job),

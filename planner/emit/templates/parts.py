@@ -21,7 +21,7 @@ LOGITS_TILE_BYTES = 2**30  # one tile of fp32 logits
 
 
 def read_job():
-    """plan.json: {"plan": layout, "workload": batch and sequence, "predicted": numbers, "truth_row": columns of the measurement}."""
+    """plan.json: plan (the layout), workload, training, predicted, truth_row (the columns a measurement completes)."""
     return json.loads((HERE / "plan.json").read_text())
 
 

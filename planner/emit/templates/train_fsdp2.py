@@ -31,8 +31,8 @@ def arguments():
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps")
     parser.add_argument("--data", help=".bin (uint16, uint32 above 65,536 tokens) or .npy of token ids; default: synthetic")
     parser.add_argument("--weights", help="a Hugging Face model or folder to start from; default: random weights of config.json")
-    parser.add_argument("--lr", type=float, default=1e-5, help="learning rate")
-    parser.add_argument("--clip", type=float, default=1.0, help="bound of the gradient norm; 0: none")
+    parser.add_argument("--lr", type=float, help="learning rate instead of the plan's")
+    parser.add_argument("--clip", type=float, help="bound of the gradient norm instead of the plan's; 0: none")
     parser.add_argument("--measured", default="measured.csv", help="where to write what was measured")
     parser.add_argument("--tiny", action="store_true", help="shrink the model and the sequence; any number of ranks")
     return parser.parse_args()
@@ -143,7 +143,9 @@ def main():
         wrapped.to_empty(device="cpu" if plan["offload_params"] else device)
         model.initialize_weights()
     make = torch.optim.SGD if plan["optimizer"] == "sgd" else torch.optim.AdamW
-    optimizer = make(wrapped.parameters(), lr=args.lr, weight_decay=0.0)
+    lr = job["training"]["learning_rate"] if args.lr is None else args.lr
+    clip = job["training"]["gradient_clipping"] if args.clip is None else args.clip
+    optimizer = make(wrapped.parameters(), lr=lr, weight_decay=0.0)
 
     tokens = parts.Tokens(args.data, config.vocab_size, job["workload"]["seq_tokens"])
     place = {"plan": plan, "dp_rank": rank // plan["tp"], "cp_rank": 0, "device": device}
@@ -155,7 +157,7 @@ def main():
                 loss = wrapped(**tokens.batch(step, micro, **place)) / plan["grad_accum"]
                 loss.backward()
             total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), args.clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
         dist.all_reduce(total)
