@@ -166,7 +166,7 @@ def variants(problem: Problem) -> list[Problem]:
 
 
 def search(problem: Problem, *, lifted: frozenset[str] = frozenset()) -> Searched:
-    """Enumerate and price every legal layout of one problem; rules named in ``lifted`` are not enforced."""
+    """Enumerate and price every legal layout of one problem; or, with ``lifted``, those that only these rules forbid."""
     rejections = Rejections()
     batches = list(candidates(problem.asked, rejections, lifted=lifted))
     n_legal, _ = sum(b.n for b in batches), problem.system  # the calibration is read before the clock of the prices starts

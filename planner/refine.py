@@ -129,7 +129,7 @@ def _startable(batch: Batch) -> NDArray[np.bool_]:
     moves = movable(plan, engine) & (plan.recompute != "none")
     decides_optimizer = np.equal(plan.pp, 1) & np.greater(plan.zero_stage, 0) & (1 in engine.offload_optimizer)
     clean = np.equal(plan.offload_activations, 0) & (np.equal(plan.offload_optimizer, 0) | ~decides_optimizer)
-    return np.asarray((mixes | moves) & clean)
+    return np.broadcast_to(np.asarray((mixes | moves) & clean), batch.n)
 
 
 def _solve_batch(

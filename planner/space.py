@@ -40,7 +40,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Candidates that share their text fields: the numeric fields of ``plan`` are arrays of length ``n``."""
+    """``n`` candidates that share their text fields; a numeric field of ``plan`` is an array of length ``n``, or one number for all."""
 
     plan: ParallelPlan
     work: TrainWorkload
@@ -85,17 +85,23 @@ def shapes(n_gpus: int) -> NDArray[np.int64]:
 
 
 def candidates(asked: Asked, rejections: Rejections, *, lifted: frozenset[str] = frozenset()) -> Iterator[Batch]:
-    """All legal layouts of ``asked``; what is turned away is counted in ``rejections``; rules named in ``lifted`` are not enforced."""
-    shape_rules, option_rules = ([r for r in rules if r.name not in lifted] for rules in (SHAPE_RULES, OPTION_RULES))
+    """All legal layouts of ``asked``; what is turned away is counted in ``rejections``.
+
+    With ``lifted``, instead, the layouts that only break shape rules of these names: what lifting them would add.
+    """
+    shape_rules = [r for r in SHAPE_RULES if r.name not in lifted]
     for engine in asked.engines:
         for facts in _kinds(asked, engine):
             columns = _shapes_of(facts)
             columns = _keep_legal(shape_rules, facts, columns, rejections)
+            if lifted and columns["tp"].size:
+                broken = [~rule.holds(facts, columns) for rule in SHAPE_RULES if rule.name in lifted]
+                columns = take(columns, np.logical_or.reduce(broken))
             if columns["tp"].size == 0:
                 continue
             for sharding, stages in engine.sharding:
                 options = _with_options(asked, facts, sharding, stages, columns)
-                options = _keep_legal(option_rules, facts, options, rejections)
+                options = _keep_legal(OPTION_RULES, facts, options, rejections)
                 yield from _batches(asked, facts, sharding, options)
 
 
@@ -197,7 +203,7 @@ def _batches(asked: Asked, facts: Facts, sharding: Sharding, columns: Columns) -
 
 
 def _batch(asked: Asked, facts: Facts, sharding: Sharding, recompute: Recompute, precision: str, columns: Columns) -> Batch:
-    fields: dict[str, Any] = dict(columns)
+    fields: dict[str, Any] = {name: _folded(column) for name, column in columns.items()}
     plan = ParallelPlan(
         **fields, cp_kind=facts.cp_kind, schedule=facts.schedule, recompute=recompute, sharding=sharding, precision=precision,
         optimizer=asked.optimizer, framework=facts.engine.name,
@@ -205,6 +211,11 @@ def _batch(asked: Asked, facts: Facts, sharding: Sharding, recompute: Recompute,
     batch = columns["dp"] * columns["micro_batch"] * columns["grad_accum"]
     work = TrainWorkload(seq_tokens=asked.seq_tokens or np.ones_like(batch), global_batch=batch)
     return Batch(plan=plan, work=work, n=batch.size)
+
+
+def _folded(column: NDArray[np.int64]) -> int | NDArray[np.int32]:
+    """A constant column as one number, any other in half the memory: large spaces have a million rows of 25 columns."""
+    return int(column[0]) if np.all(column == column[0]) else column.astype(np.int32)
 
 
 def _keep_legal(rules: list[Rule], facts: Facts, columns: Columns, rejections: Rejections) -> Columns:
