@@ -49,20 +49,20 @@ class AttentionWork:
     qk: Array
     v: Array
     kv_width: Array
-    kv_bytes: float
+    kv_bytes: Array
     peak_flops_per_s: float
 
 
 def attention_work(
-    *, batch: Reals, q: Reals, kv: Reals, heads: Reals, kv_heads: Reals, qk: Reals, v: Reals, causal: bool, window: Reals, kv_bytes: float, peak: float
+    *, batch: Reals, q: Reals, kv: Reals, heads: Reals, kv_heads: Reals, qk: Reals, v: Reals, causal: bool, window: Reals, kv_bytes: Reals, peak: float
 ) -> AttentionWork:
     """Derive pairs and reach from the call's own numbers (see AttentionWork); ``qk > v > 256`` means cached latents."""
-    b, q, kv, h, g, qk, v, w = as_floats(batch, q, kv, heads, kv_heads, qk, v, window)
+    b, q, kv, h, g, qk, v, w, narrow = as_floats(batch, q, kv, heads, kv_heads, qk, v, window, kv_bytes)
     limited = np.where(w > 0, np.minimum(kv, w), kv)
     return AttentionWork(
         batch=b, q=q, kv=kv, pairs=causal_pairs(q, kv, w) if causal else q * limited, span=limited,
         held=np.where(w > 0, np.minimum(kv, w + q - 1), kv), heads=h, kv_heads=g, qk=qk, v=v,
-        kv_width=np.where((qk > v) & (v > 256), qk, qk + v), kv_bytes=kv_bytes, peak_flops_per_s=peak,
+        kv_width=np.where((qk > v) & (v > 256), qk, qk + v), kv_bytes=narrow, peak_flops_per_s=peak,
     )  # fmt: skip
 
 
@@ -104,10 +104,14 @@ def decode_trend_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) -
 
 
 def prefill_coordinates(a: AttentionWork) -> tuple[Array, ...]:
-    """Coordinates of the correction table: length of the whole causal prefill with as many pairs, sequences, KV heads, heads per KV head."""
-    return np.sqrt(np.maximum(a.q * (2 * a.kv - a.q), 1)), a.batch, a.kv_heads, a.heads / a.kv_heads
+    """Coordinates of the correction: length of the whole causal prefill with as many pairs, sequences, KV heads, group."""
+    return np.sqrt(np.maximum(a.q * (2 * a.kv - a.q), 1)), a.batch, *_heads(a)
 
 
 def decode_coordinates(a: AttentionWork) -> tuple[Array, ...]:
-    """Coordinates of the correction table: cached tokens, sequences, KV heads, heads per KV head."""
-    return np.maximum(a.kv, 1), a.batch, a.kv_heads, a.heads / a.kv_heads
+    """Coordinates of the correction: cached tokens, sequences, KV heads, heads per KV head."""
+    return a.kv, a.batch, *_heads(a)
+
+
+def _heads(a: AttentionWork) -> tuple[Array, ...]:
+    return a.kv_heads, a.heads / a.kv_heads

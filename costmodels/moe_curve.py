@@ -17,7 +17,7 @@ FORMATS = {
 """Expert format -> (format of the arithmetic, bytes of one weight element with its scales)."""
 
 SKEWS = {"balanced": 0, "power_law_1.01": 1, "power_law_1.2": 2}
-"""Routing distributions measured, as levels of the correction table."""
+"""Routing distributions measured, as levels of the correction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,11 @@ def moe_coordinates(w: MoeWork) -> tuple[Array, ...]:
     return np.maximum(w.pairs / w.experts * 4096, 1), w.local, w.width, np.exp2(w.skew)
 
 
-def moe_shape_coordinates(w: MoeWork, tp: Array) -> tuple[Array, ...]:
-    """Coordinates of one shape's own correction: tokens, expert-parallel over tensor-parallel degree (times 64), skew level."""
-    return w.tokens, w.ep / tp * 64, np.exp2(w.skew)
+def moe_own_coordinates(w: MoeWork, tp: Array, number: Reals) -> tuple[Array, ...]:
+    """Coordinates of the correction of single shapes: tokens, expert- over tensor-parallel degree (times 64), skew level, shape number."""
+    return w.tokens, w.ep / tp * 64, np.exp2(w.skew), np.asarray(number) + 1.0
+
+
+def moe_shape(hidden: float, inter: float, topk: float, experts: float) -> str:
+    """A shape's label in a calibration: ``h4096i14336k2e8``."""
+    return f"h{hidden:g}i{inter:g}k{topk:g}e{experts:g}"

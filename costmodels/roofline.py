@@ -13,7 +13,7 @@ from .attention_curve import AttentionWork, attention_floor_s, attention_work, d
 from .gemm_curve import gemm_bytes, gemm_floor_s, gemm_trend_s, weight_bytes
 from .grid_curve import GridCurve
 from .lookup import attention_keys, format_keys
-from .moe_curve import SKEWS, moe_coordinates, moe_floor_s, moe_shape_coordinates, moe_trend_s, moe_work
+from .moe_curve import SKEWS, moe_coordinates, moe_floor_s, moe_own_coordinates, moe_shape, moe_trend_s, moe_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,11 @@ class Roofline:
         kv_dtype: str = "bf16",
         backward: bool = False,
         kernel: str = "best",
+        phase: str = "",
     ) -> Array:
         """Seconds of fused attention of one layer: ``batch`` sequences, the last ``q_tokens`` of ``kv_tokens`` ask.
 
-        One query token prices as decode (split over the cache), more as prefill. ``backward=True`` gives the backward pass alone:
+        One query token prices as decode (split over the cache), more as prefill, unless ``phase`` names either. ``backward=True`` gives the backward pass alone:
         forward time less its launch, times the measured backward/forward ratio (2.5 times the FLOPs at a lower efficiency).
         ``kernel="best"`` is the one measured in serving engines (paged FA2 on Ampere, FA3 on Hopper, TensorRT-LLM on Blackwell);
         ``"fa2"`` is plain FlashAttention-2, which training frameworks without FA3 run.
@@ -77,7 +78,7 @@ class Roofline:
         def price(b: Array, q: Array, kv: Array, h: Array, g: Array, qk: Array, v: Array, w: Array) -> Array:
             work = attention_work(batch=b, q=q, kv=kv, heads=h, kv_heads=g, qk=qk, v=v, causal=causal, window=w, kv_bytes=kv_bytes, peak=peak)
             floor = attention_floor_s(work, self.gpu)
-            one = q <= 1
+            one = q <= 1 if not phase else np.full(q.shape, phase == "decode")
             launch = 0.0
             if backward or not np.all(one):
                 forward, launch = self._prefill_s(work, *dims, reach, kv_dtype, kernel)
@@ -175,14 +176,17 @@ class Roofline:
         keys = [k for k in self.calibration.families if k.startswith(f"moe.{dtype}.") and k.count(".") == 2 and (not kernel or k.endswith(kernel))]
         best = max(keys, key=lambda k: self.calibration.families[k].n_rows, default=f"moe.{dtype}.{kernel}")
         key, fit = self._fit((best,))
-        shape = self._curve(f"{key}.h{hidden:g}i{inter:g}k{topk:g}e{n_experts:g}")
+        own = self.calibration.families.get(f"{key}.shapes")
+        label = moe_shape(hidden, inter, topk, n_experts)
+        shape = self._curve(f"{key}.shapes") if own is not None and label in own.labels else None
+        number = own.labels.index(label) if own is not None and shape is not None else 0
         shared, c = self._curve(key), fit.coefficients
 
         def price(tokens: Array, tp: Array, ep: Array) -> Array:
             work = moe_work(tokens, hidden, inter, topk, n_experts, tp, ep, float(SKEWS[routing]))
             log = 0.0 if shared is None else shared.log_factor(*moe_coordinates(work))
             if shape is not None:
-                log = log + shape.log_factor(*moe_shape_coordinates(work, tp))
+                log = log + shape.log_factor(*moe_own_coordinates(work, tp, number))
             out = moe_trend_s(work, dtype, self.gpu, c) * np.exp(log)
             return np.where(tokens > 0, np.maximum(out, moe_floor_s(work, dtype, self.gpu)), 0.0)
 

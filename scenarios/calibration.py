@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,8 @@ class FamilyFit:
     """The fit of one kernel family and variant.
 
     ``coefficients`` belong to its trend (a formula of ``costmodels``); the correction ``ln(time / trend)`` is a table over ``axes``
-    (node values, ascending) whose int8 codes start at cell ``first`` of the packed file, in units of ``step``; no axes: no correction.
+    (node values, ascending) whose int8 codes start at cell ``first`` of the packed file, in units of ``step`` and as differences along
+    the last axis; no axes: no correction. ``labels`` name the nodes of a last axis that numbers shapes.
     ``error_frac`` is the median relative error on rows left out of the fit, ``p90_error_frac`` its 90th percentile; ``interval_frac[i]``
     is the half width that holds 80 % of the rows left out whose time lay between ``interval_edges[i]`` and the next edge (seconds);
     ``beyond_frac`` is the error added per octave outside the measured sizes. ``source`` says which rows were fitted.
@@ -38,6 +40,7 @@ class FamilyFit:
     axes: tuple[tuple[float, ...], ...] = ()
     step: float = 0.0
     first: int = 0
+    labels: tuple[str, ...] = ()
     interval_edges: tuple[float, ...] = ()
     interval_frac: tuple[float, ...] = ()
     beyond_frac: float = 0.0
@@ -74,7 +77,8 @@ class Calibration:
         if not fit.axes:
             return np.zeros(0, np.float32)
         size = int(np.prod(fit.shape))
-        return (self.codes[fit.first : fit.first + size].astype(np.float32) * np.float32(fit.step)).reshape(fit.shape)
+        steps = self.codes[fit.first : fit.first + size].reshape(fit.shape)
+        return np.cumsum(steps, axis=-1, dtype=np.int8).astype(np.float32) * np.float32(fit.step)
 
 
 TRANSFER_ERROR_FACTOR = 3.0
@@ -82,13 +86,13 @@ TRANSFER_ERROR_FACTOR = 3.0
 
 
 def read_calibration(path: Path) -> Calibration:
-    """A calibration from ``<gpu>.toml`` and the packed tables ``<gpu>.npz`` beside it; BadFile if either is malformed."""
+    """A calibration from ``<gpu>.toml`` and the packed tables ``<gpu>.xz`` beside it; BadFile if either is malformed."""
     data = read_toml(path)
     data.setdefault("name", path.stem)
     if "codes" in data:
-        raise BadFile(f"{path}: codes belong in the .npz file beside it")
+        raise BadFile(f"{path}: codes belong in the .xz file beside it")
     calibration = build(Calibration, data, str(path))
-    codes = _read_codes(path.with_suffix(".npz"))
+    codes = _read_codes(path.with_suffix(".xz"))
     for key, fit in calibration.families.items():
         _check_table(key, fit, len(codes), path)
     return replace(calibration, codes=codes)
@@ -111,13 +115,13 @@ def _read_codes(path: Path) -> Codes:
     if path.stat().st_size > MAX_TABLE_BYTES:
         raise BadFile(f"{path}: {path.stat().st_size:,} bytes is over the limit of {MAX_TABLE_BYTES:,} for calibration tables")
     try:
-        with np.load(path, allow_pickle=False) as packed:
-            codes = packed["codes"]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError) as error:
-        raise BadFile(f"{path}: not a readable .npz of calibration tables: {error}") from None
-    if codes.dtype != np.int8 or codes.ndim != 1 or len(codes) > MAX_CELLS:
-        raise BadFile(f"{path}: holds {codes.dtype} of shape {codes.shape}; expected up to {MAX_CELLS:,} int8 codes in one row")
-    return np.asarray(codes)
+        unpack = lzma.LZMADecompressor(memlimit=2**27)
+        plain = unpack.decompress(path.read_bytes(), max_length=MAX_CELLS)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise BadFile(f"{path}: not readable calibration tables (xz): {error}") from None
+    if not unpack.eof:
+        raise BadFile(f"{path}: truncated, or holds more than {MAX_CELLS:,} cells")
+    return np.frombuffer(plain, np.int8)
 
 
 def load_calibration(accelerator: Accelerator) -> Calibration:

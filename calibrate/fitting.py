@@ -1,0 +1,106 @@
+"""Fits calibrations to a folder of measurement tables, several GPUs at a time, or scores fits on rows they did not see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..scenarios import registry
+from ..scenarios.calibration import Calibration, load_calibration
+from ..scenarios.errors import BadFile, BadInput
+from ..scenarios.load import names
+from . import errors_model
+from .fit import errors
+from .gpu_fit import borrow, fit_gpu
+from .rows import families, gpus_of, load_tables
+from .tables import digest
+
+Say = Callable[[str], None]
+Scores = dict[str, dict[str, dict[str, float]]]
+
+
+def fit_folder(folder: Path, wanted: Sequence[str], seed: int, jobs: int, say: Say = lambda _: None) -> list[Calibration]:
+    """One calibration per GPU with measured products in the folder; kinds of work nobody measured on it come from its kin."""
+    gpus = measured_gpus(folder, wanted)
+    if jobs == 1 or len(gpus) == 1:
+        fitted = [_fit_one(folder, name, seed) for name in gpus]
+    else:
+        with ProcessPoolExecutor(min(jobs, len(gpus))) as pool:
+            futures = {pool.submit(_fit_one, folder, name, seed): name for name in gpus}
+            for done in as_completed(futures):
+                done.result()
+                say(futures[done])
+            fitted = [f.result() for f in futures]
+    return [_complete(c, [d for d in fitted if d.name != c.name]) for c in fitted]
+
+
+def measured_gpus(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Names of the GPUs whose products the folder measures, or the wanted ones; BadInput if one is not there."""
+    tables = load_tables(folder)
+    found = gpus_of(tables)
+    gemm = tables.get("aic_gemm")
+    have = [g for g, spellings in found.items() if gemm is not None and gemm["gpu"].isin(spellings).any()]
+    names_wanted = [registry.accelerator(g).name for g in wanted]
+    missing = [g for g in names_wanted if g not in have]
+    if missing:
+        raise BadInput(f"{folder} has no aic_gemm rows of {', '.join(missing)}; it has {', '.join(have) or 'none of any GPU'}")
+    if not have:
+        raise BadFile(f"{folder}: no aic_gemm rows of a known GPU, so there is nothing to fit a calibration on")
+    return names_wanted or have
+
+
+def _fit_one(folder: Path, name: str, seed: int) -> Calibration:
+    tables = load_tables(folder)
+    gpu = registry.accelerator(name)
+    sources = {table: provenance(folder, table, frame) for table, frame in tables.items() if len(_own(frame, gpus_of(tables)[name]))}
+    return fit_gpu(gpu, families(tables, gpu, gpus_of(tables)[name]), {"default": "measured kernel times, by table; see each family", **sources}, seed)
+
+
+def _own(frame: object, spellings: list[str]) -> object:
+    return frame[frame["gpu"].isin(spellings)]  # type: ignore[index]
+
+
+def provenance(folder: Path, table: str, frame: object) -> str:
+    """Where a table's rows come from: framework and version as recorded in it, and the digest of the file read."""
+    columns = getattr(frame, "columns", ())
+    versions = ""
+    if "framework_version" in columns:
+        pairs = frame[["framework", "framework_version"]].drop_duplicates()  # type: ignore[index]
+        versions = ", ".join(sorted(f"{a} {b}" for a, b in pairs.itertuples(index=False)))
+    path = next(p for p in (folder / f"{table}.parquet", folder / f"{table}.csv") if p.exists())
+    origin = {"aic": "AIConfigurator 0.12.0 (Apache-2.0)", "vidur": "Vidur 7d47513 (MIT)"}.get(table.split("_")[0], "own measurements")
+    return f"{origin}{'; ' + versions if versions else ''}; sha256 {digest(path)}"
+
+
+def _complete(calibration: Calibration, others: list[Calibration]) -> Calibration:
+    """Borrow missing kinds: from cards of the same architecture first, then the others, then the installed kin's calibration."""
+    gpu = registry.accelerator(calibration.name)
+    near = sorted(others, key=lambda c: (registry.accelerator(c.name).arch != gpu.arch, -len(c.families)))
+    if gpu.name in names("calibrations") or gpu.kin:
+        near.append(replace(load_calibration(gpu), name=f"the installed {gpu.name}"))
+    return borrow(calibration, gpu, near)
+
+
+def score_folder(folder: Path, wanted: Sequence[str], split: str, frac: float, seed: int, say: Say = lambda _: None) -> Scores:
+    """Errors of fits on rows they did not see, by GPU and family, and how many of them their intervals held."""
+    tables = load_tables(folder)
+    out: Scores = {}
+    for name in measured_gpus(folder, wanted):
+        gpu = registry.accelerator(name)
+        for bound in families(tables, gpu, gpus_of(tables)[name]):
+            say(f"{name} {bound.key}")
+            error, at = errors(bound, split, frac, seed)
+            if not len(error):
+                continue
+            ape = np.abs(np.expm1(error))
+            predicted = bound.seconds[at] * np.exp(error)
+            model = errors_model.learn(predicted[::2], error[::2], np.zeros(0))
+            held = errors_model.coverage(predicted[1::2], error[1::2], model) if len(error) > 1 else 1.0
+            out.setdefault(name, {})[bound.key] = {
+                "n": len(error), "median_ape": float(np.median(ape)), "p90_ape": float(np.quantile(ape, 0.9)), "coverage": held,
+            }  # fmt: skip
+    return out

@@ -1,0 +1,91 @@
+"""Fits every family of one GPU and assembles its calibration; kinds of work nobody measured on it are borrowed from other cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios.calibration import TRANSFER_ERROR_FACTOR, Calibration, FamilyFit
+from ..scenarios.errors import BadInput
+from ..scenarios.hardware import Accelerator
+from . import errors_model, published
+from .curves import Bound
+from .fit import Fitted, Table, errors, fit_family
+
+Say = Callable[[str], None]
+
+
+def fit_gpu(gpu: Accelerator, bounds: Iterable[Bound], sources: Mapping[str, str], seed: int = 0, say: Say = lambda _: None) -> Calibration:
+    """The calibration of one GPU: every measured family, and the published ones no table measures.
+
+    Coefficients and corrections come from all rows, errors from rows left out of two further fits.
+    """
+    families: dict[str, FamilyFit] = {}
+    codes: list[NDArray[np.int8]] = []
+    cells = 0
+    for bound in bounds:
+        say(bound.key)
+        fitted = fit_family(bound, np.arange(len(bound.seconds)), seed)
+        for key, fit, table in _families(bound, fitted, _error(bound, seed)):
+            if table.codes.size > 1:
+                fit = replace(fit, axes=table.axes, step=table.step, first=cells)
+                codes.append(table.packed())
+                cells += table.codes.size
+            families[key] = fit
+    joined = np.concatenate(codes) if codes else np.zeros(0, np.int8)
+    return Calibration(name=gpu.name, families={**published.families(gpu), **families}, sources=dict(sources), codes=joined)
+
+
+def _error(bound: Bound, seed: int) -> errors_model.ErrorModel:
+    random, at = errors(bound, "rows", seed=seed)
+    beyond, _ = errors(bound, "size", seed=seed)
+    return errors_model.learn(bound.seconds[at] * np.exp(random), random, beyond)
+
+
+def _families(bound: Bound, fitted: Fitted, error: errors_model.ErrorModel) -> Iterable[tuple[str, FamilyFit, Table]]:
+    whole = FamilyFit(
+        coefficients=fitted.coefficients, n_rows=len(bound.seconds), error_frac=error.median_frac, p90_error_frac=error.p90_frac,
+        source=bound.source, interval_edges=error.edges_s, interval_frac=error.widths_frac, beyond_frac=error.beyond_frac,
+    )  # fmt: skip
+    yield bound.key, whole, fitted.table
+    if fitted.own is not None:
+        own = replace(whole, coefficients={}, labels=bound.labels, interval_edges=(), interval_frac=(), beyond_frac=0.0)
+        yield f"{bound.key}.shapes", own, fitted.own
+
+
+def kind_of(key: str) -> str:
+    """What a family is for: ``attention.prefill``, ``collective.p2p``, ``gemm`` … (number formats and shapes left out)."""
+    words = key.split(".")
+    return ".".join(words[:2]) if words[0] in ("attention", "mla", "collective", "internode") else words[0]
+
+
+def borrow(calibration: Calibration, gpu: Accelerator, donors: Iterable[Calibration]) -> Calibration:
+    """Fill each kind of work the card has no family of with the first donor's, errors widened, if the card knows its formats."""
+    families, codes, have = dict(calibration.families), [calibration.codes], {kind_of(k) for k in calibration.families}
+    cells = len(calibration.codes)
+    for donor in donors:
+        missing = {k: f for k, f in donor.families.items() if kind_of(k) not in have and _runs(gpu, k)}
+        for key, fit in missing.items():
+            size = int(np.prod(fit.shape)) if fit.axes else 0
+            codes.append(donor.codes[fit.first : fit.first + size])
+            families[key] = replace(
+                fit, first=cells if size else 0, error_frac=fit.error_frac * TRANSFER_ERROR_FACTOR,
+                p90_error_frac=fit.p90_error_frac * TRANSFER_ERROR_FACTOR,
+                interval_frac=tuple(w * TRANSFER_ERROR_FACTOR for w in fit.interval_frac), source=f"{fit.source} of {donor.name}",
+            )  # fmt: skip
+            cells += size
+        have |= {kind_of(k) for k in missing}
+    return replace(calibration, families=families, codes=np.concatenate(codes))
+
+
+def _runs(gpu: Accelerator, key: str) -> bool:
+    words = key.split(".")
+    if words[0] not in ("gemm", "moe"):
+        return True
+    try:
+        return gpu.peak_flops_per_s(words[1]) > 0
+    except BadInput:
+        return False

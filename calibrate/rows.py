@@ -1,0 +1,157 @@
+"""Turns measurement tables into families of one GPU, each bound to the formulas that price it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..costmodels.moe_curve import SKEWS
+from ..scenarios import registry
+from ..scenarios.errors import BadFile, BadInput, UnknownName
+from ..scenarios.hardware import Accelerator, Link
+from . import curves
+from .curves import Bound
+from .tables import DTYPES, Columns, columns_of, read_frame
+
+COMMON = ("gpu", "latency_us")
+MIN_ROWS = 30
+TABLES: dict[str, tuple[str, ...]] = {
+    "aic_gemm": ("dtype", "m", "n", "k"),
+    "aic_attention_context": ("kv_cache_dtype", "batch_size", "seq_len", "num_heads", "num_kv_heads", "head_dim", "window_size"),
+    "aic_attention_generation": ("kv_cache_dtype", "batch_size", "kv_len", "num_heads", "num_kv_heads", "head_dim", "window_size"),
+    "aic_mla_context": ("kv_cache_dtype", "batch_size", "seq_len", "num_heads"),
+    "aic_mla_generation": ("kv_cache_dtype", "batch_size", "kv_len", "num_heads"),
+    "aic_moe": ("dtype", "kernel", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "tp_size", "ep_size", "routing"),
+    "aic_moe_alltoall": ("backend", "phase", "ep_size", "num_tokens", "hidden_size", "topk", "num_experts"),
+    "aic_nccl": ("op", "dtype", "num_gpus", "message_bytes"),
+    "aic_custom_allreduce": ("mode", "num_gpus", "message_bytes"),
+    "vidur_mlp": ("num_tokens", "hidden"),
+    "vidur_network": ("collective", "num_workers", "devices_per_node", "bytes"),
+}
+"""Table -> the columns it must have beside the common ones."""
+
+VIDUR = {"vidur_mlp": ("device", "add_us"), "vidur_network": ("network", "median_us")}
+"""Table -> its names for the GPU and the time."""
+
+STREAM_L2_SIZES = 8
+"""Element-wise rows tell the speed of memory only when they move this many times the L2 cache."""
+
+
+def load_tables(folder: Path) -> dict[str, Any]:
+    """Every known measurement table in a folder, as DataFrames by name; BadFile if the folder or all of them are missing."""
+    if not folder.is_dir():
+        raise BadFile(f"{folder}: no such folder of measurement tables")
+    found = {}
+    for name, columns in TABLES.items():
+        paths = [p for p in (folder / f"{name}.parquet", folder / f"{name}.csv") if p.exists()]
+        if paths:
+            own = VIDUR.get(name, COMMON)
+            frame = read_frame(paths[0], (*own, *columns)).rename(columns=dict(zip(own, COMMON, strict=True)))
+            found[name] = _clean(frame, paths[0], columns)
+    if not found:
+        raise BadFile(f"{folder}: holds none of the measurement tables {', '.join(TABLES)} (.parquet or .csv)")
+    return found
+
+
+def _clean(frame: Any, path: Path, columns: tuple[str, ...]) -> Any:
+    """The frame without rows that no fit can use, refusing columns of the wrong kind."""
+    for name in ("latency_us", *columns):
+        if name in TEXT:
+            frame[name] = frame[name].astype(str)
+        elif frame[name].dtype.kind not in "iuf":
+            raise BadFile(f"{path}: column {name} must hold numbers, it holds {frame[name].iloc[0]!r}" if len(frame) else f"{path}: has no rows")
+    good = np.isfinite(frame["latency_us"]) & (frame["latency_us"] > 0)
+    if not good.any():
+        raise BadFile(f"{path}: no row has a positive latency_us")
+    return frame[good]
+
+
+TEXT = frozenset({"gpu", "collective", "dtype", "kv_cache_dtype", "kernel", "routing", "backend", "phase", "op", "mode"})
+
+
+def gpus_of(tables: dict[str, Any]) -> dict[str, list[str]]:
+    """Accelerator name -> its spellings in the tables; spellings no registry knows are left out."""
+    out: dict[str, list[str]] = {}
+    for spelling in sorted({str(g) for frame in tables.values() for g in frame["gpu"].unique()}):
+        try:
+            out.setdefault(registry.accelerator(spelling.removesuffix("_dgx")).name, []).append(spelling)
+        except UnknownName:
+            continue
+    return out
+
+
+def families(tables: dict[str, Any], gpu: Accelerator, spellings: list[str]) -> Iterator[Bound]:
+    """Every family measured on one GPU, bound to its formulas."""
+    link = registry.link(registry.cluster(gpu.name, 1).intra)
+    for name, frame in tables.items():
+        own = frame[frame["gpu"].isin(spellings)]
+        for key, part in split(name, own, gpu):
+            if len(part) >= MIN_ROWS:
+                yield bind(key, part, gpu, link, name)
+
+
+def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]:
+    """Family key -> its rows of one table."""
+    if table == "aic_gemm":
+        for dtype, part in frame.groupby("dtype"):
+            yield f"gemm.{DTYPES.get(dtype, dtype)}", part
+    elif table.startswith("aic_attention"):
+        phase = "prefill" if table.endswith("context") else "decode"
+        for (dim, window, kv), part in frame.groupby(["head_dim", "window_size", "kv_cache_dtype"]):
+            yield f"attention.{phase}.hd{dim}" + (f".w{window}" if window else "") + (".fp8" if kv == "fp8" else ""), part
+    elif table.startswith("aic_mla"):
+        phase = "prefill" if table.endswith("context") else "decode"
+        for kv, part in frame.groupby("kv_cache_dtype"):
+            yield f"mla.{phase}" + (".fp8" if kv == "fp8" else ""), part
+    elif table == "aic_moe":
+        for (dtype, kernel), part in frame[frame["routing"].isin(SKEWS)].groupby(["dtype", "kernel"]):
+            yield f"moe.{DTYPES.get(dtype, dtype)}.{kernel_name(kernel)}", part
+    elif table == "aic_moe_alltoall":
+        for (backend, phase), part in frame.groupby(["backend", "phase"]):
+            yield f"moe_alltoall.{backend}.{phase}", part
+    elif table == "aic_nccl":
+        for op, part in frame.groupby("op"):
+            if op == "all_reduce":  # only its arithmetic depends on the format
+                yield "collective.all_reduce.int8", part[part["dtype"] == "int8"]
+                part = part[part["dtype"] != "int8"]
+            yield f"collective.{op.replace('alltoall', 'all_to_all')}", part
+    elif table == "aic_custom_allreduce":
+        for mode, part in frame.groupby("mode"):
+            yield f"custom_allreduce.{mode.removeprefix('vllm_')}", part
+    elif table == "vidur_mlp":  # residual additions: two tensors read, one written
+        yield "stream", frame[6 * frame["num_tokens"] * frame["hidden"] > STREAM_L2_SIZES * gpu.l2_bytes]
+    elif table == "vidur_network":
+        yield "collective.p2p", frame[(frame["collective"] == "send_recv") & (frame["devices_per_node"] == frame["num_workers"])]
+
+
+def kernel_name(label: str) -> str:
+    """A short name of a MoE backend label: its last words, without the framework's prefix."""
+    tail = label.removeprefix("vllm_").split("moe_", 1)[-1]
+    return tail.replace("flashinfer_", "").replace("experts", "").replace(".", "_").strip("_") or "default"
+
+
+def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bound:
+    """One family's rows bound to its formulas by the first word of its key; BadInput for a key of no known kind."""
+    rows: Columns = columns_of(frame)
+    rows["seconds"] = rows["latency_us"] * 1e-6
+    kind, _, rest = key.partition(".")
+    if kind == "gemm":
+        return curves.gemm(key, rest, rows, gpu, source)
+    if kind in ("attention", "mla"):
+        rows["tokens"] = rows["seq_len"] if "seq_len" in rows else rows["kv_len"]
+        return curves.attention(key, rest.split(".")[0], rows, gpu, source, latent=kind == "mla")
+    if kind == "moe":
+        rows["skew"] = np.array([float(SKEWS[r]) for r in rows["routing"]])
+        return curves.moe(key, rest.split(".")[0], rows, gpu, source)
+    if kind == "moe_alltoall":
+        return curves.dispatch(key, rows, link, source)
+    if kind == "stream":
+        return curves.stream(key, 6 * rows["num_tokens"] * rows["hidden"], rows["seconds"], gpu, source)
+    if key == "collective.p2p":
+        rows["message_bytes"], rows["num_gpus"] = rows["bytes"], rows["num_workers"]
+    if kind in ("collective", "custom_allreduce"):
+        return curves.collective(key, rest.split(".")[0] if kind == "collective" else "all_reduce", rows, link, source)
+    raise BadInput(f"family {key!r} is of no known kind; legal: gemm, attention, mla, moe, moe_alltoall, collective, custom_allreduce, stream")

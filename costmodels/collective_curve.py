@@ -1,0 +1,65 @@
+"""The price of a collective inside one node, and of the all-to-all of expert parallelism: bytes on the wire over the link, plus hops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import Array, soft_max
+
+
+def wire_bytes(op: str, n_bytes: Array, n_ranks: Array) -> Array:
+    """Bytes each rank must send inside a node: ``bytes`` for an all-reduce (the switch can add) and p2p, else ``(n−1)/n·bytes``."""
+    if op in ("all_reduce", "p2p"):
+        return np.where(n_ranks > 1, n_bytes, 0.0)
+    return n_bytes * np.maximum(n_ranks - 1, 0) / np.maximum(n_ranks, 1)
+
+
+def collective_trend_s(op: str, n_bytes: Array, n_ranks: Array, link_bytes_per_s: float, c: Mapping[str, float]) -> Array:
+    """Seconds inside a node: ``softmax(launch + hop_s·log2(n), bytes on the wire / (link · link_frac))``."""
+    hops = np.log2(np.maximum(n_ranks, 2))
+    wire = wire_bytes(op, n_bytes, n_ranks) / (link_bytes_per_s * c["link_frac"])
+    return soft_max(c["launch_s"] + c["hop_s"] * hops, wire, c["sharpness"])
+
+
+def collective_coordinates(n_bytes: Array, n_ranks: Array) -> tuple[Array, Array]:
+    """Coordinates of the correction table: message bytes and ranks."""
+    return np.maximum(n_bytes, 1), np.maximum(n_ranks, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """One dispatch or combine of expert parallelism: ``tokens`` per rank of ``hidden`` elements, each to ``topk`` experts over ``ep`` ranks."""
+
+    tokens: Array
+    hidden: Array
+    topk: Array
+    ep: Array
+    element_bytes: float
+
+    @property
+    def remote_bytes(self) -> Array:
+        """Bytes a rank sends to others: a token crosses once to each rank that holds any of its experts.
+
+        ``tokens · (ep − 1)·(1 − (1 − 1/ep)^topk) · hidden · element``: expected distinct ranks under uniform routing.
+        """
+        ranks = (self.ep - 1) * (1 - (1 - 1 / np.maximum(self.ep, 1)) ** self.topk)
+        return self.tokens * ranks * self.hidden * self.element_bytes
+
+
+def dispatch_trend_s(d: Dispatch, link_bytes_per_s: float, c: Mapping[str, float]) -> Array:
+    """Seconds: ``softmax(launch, tokens·token_s + bytes to other ranks / (link · link_frac))``."""
+    moved = d.tokens * c["token_s"] + d.remote_bytes / (link_bytes_per_s * c["link_frac"])
+    return soft_max(moved, np.full(np.shape(moved), c["launch_s"]), c["sharpness"])
+
+
+def dispatch_coordinates(d: Dispatch) -> tuple[Array, Array]:
+    """Coordinates of the correction table: tokens, and elements a token carries to its experts (``hidden · topk``)."""
+    return np.maximum(d.tokens, 1), d.hidden * d.topk
+
+
+def dispatch_element_bytes(phase: str) -> float:
+    """Bytes of one element on the wire: 1 (fp8) when dispatching, 2 (bf16) when combining."""
+    return 1.0 if phase == "dispatch" else 2.0

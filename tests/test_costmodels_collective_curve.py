@@ -1,0 +1,38 @@
+"""Bytes on the wire of collectives and of expert dispatch, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from roofplan.costmodels.collective_curve import Dispatch, collective_trend_s, dispatch_coordinates, dispatch_element_bytes, dispatch_trend_s, wire_bytes
+
+C = {"launch_s": 1e-6, "hop_s": 2e-6, "link_frac": 0.5, "sharpness": 1.0}
+
+
+def test_wire_bytes() -> None:
+    size, n = np.array(800.0), np.array(8.0)
+    assert wire_bytes("all_reduce", size, n) == 800
+    assert wire_bytes("all_gather", size, n) == wire_bytes("all_to_all", size, n) == 700
+    assert wire_bytes("all_reduce", size, np.array(1.0)) == wire_bytes("reduce_scatter", size, np.array(1.0)) == 0
+
+
+def test_collective_trend_by_hand() -> None:
+    got = collective_trend_s("all_gather", np.array(8e9), np.array(8.0), 1e11, C)
+    assert got == pytest.approx(1e-6 + 3 * 2e-6 + 7e9 / 5e10)
+
+
+def dispatch(tokens: float) -> Dispatch:
+    return Dispatch(tokens=np.array(tokens), hidden=np.array(7168.0), topk=np.array(8.0), ep=np.array(8.0), element_bytes=1.0)
+
+
+def test_a_token_crosses_once_per_rank() -> None:
+    assert dispatch(100).remote_bytes == pytest.approx(100 * 7 * (1 - (7 / 8) ** 8) * 7168)
+    assert dispatch_element_bytes("dispatch") == 1
+    assert dispatch_element_bytes("combine") == 2
+
+
+def test_dispatch_trend_and_coordinates() -> None:
+    c = {"launch_s": 1e-5, "token_s": 1e-9, "link_frac": 0.5, "sharpness": 1.0}
+    assert dispatch_trend_s(dispatch(0), 1e11, c) == pytest.approx(1e-5)
+    assert dispatch_trend_s(dispatch(1e6), 1e11, c) == pytest.approx(1e-5 + 1e-3 + float(dispatch(1e6).remote_bytes) / 5e10)
+    assert [float(x) for x in dispatch_coordinates(dispatch(5))] == [5, 7168 * 8]
