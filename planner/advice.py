@@ -11,8 +11,11 @@ from ..scenarios import registry
 from ..scenarios.errors import RoofplanError
 from ..scenarios.scenario import Scenario
 from ..scenarios.units import show_bytes, show_tokens
-from .decide import Searched, search
+from .decide import Searched
+from .longest import longest
+from .prune import Prices, uses
 from .scenario_io import resolve
+from .space import Batch, Rejections, candidates
 
 MAX_GROWTH = 1024
 BIGGER_CARDS = ("h200", "b200")
@@ -43,14 +46,17 @@ def _shorter(found: Searched) -> str | None:
     problem = found.problem
     if not problem.seq_tokens:
         return None
-    table = search(replace(problem, seq_tokens=0, global_batch=0)).table
-    if not table.row.size:
+    free = replace(problem, seq_tokens=0, global_batch=0)
+    best, batch = 0, 0
+    for fitted in longest(candidates(free.asked, Rejections()), free.prices):
+        row = int(np.argmax(fitted.work.seq_tokens))
+        if int(np.max(fitted.work.seq_tokens)) > best:
+            best, batch = int(np.max(fitted.work.seq_tokens)), int(np.broadcast_to(fitted.work.global_batch, fitted.n)[row])
+    if not best:
         return None
-    longest = int(table.seq_tokens.max())
-    if longest >= problem.seq_tokens:
-        batch = int(table.tokens[np.argmax(table.seq_tokens)] / longest)
-        return f"--global-batch {batch} fits (the batch asked for, {problem.global_batch}, cannot be laid out)"
-    return f"--seq {longest} fits: {show_tokens(longest)} tokens, {longest / problem.seq_tokens:.0%} of what was asked"
+    if best >= problem.seq_tokens:
+        return f"--global-batch {batch} fits (the batch asked for, {problem.global_batch}, does not)"
+    return f"--seq {best} fits: {show_tokens(best)} tokens, {best / problem.seq_tokens:.0%} of what was asked"
 
 
 def _more_host_ram(found: Searched) -> str | None:
@@ -81,8 +87,16 @@ def _smaller_state(found: Searched) -> str | None:
 
 
 def _fits(scenario: Scenario) -> bool:
-    """Whether any uniform layout fits; a scenario that cannot even be resolved does not."""
+    """Whether any uniform layout fits, by memory alone; a scenario that cannot even be resolved does not."""
     try:
-        return bool(search(resolve(scenario)).table.fits.any())
+        problem = resolve(scenario)
+        if not problem.seq_tokens:
+            return any(True for _ in longest(candidates(problem.asked, Rejections()), problem.prices))
+        return any(_any_within(batch, problem.prices) for batch in candidates(problem.asked, Rejections()))
     except RoofplanError:
         return False
+
+
+def _any_within(batch: Batch, prices: Prices) -> bool:
+    need = uses(batch.plan, batch.work, prices, batch.n)
+    return bool(np.logical_and.reduce([use <= 1.0 for use in need.values()]).any())
