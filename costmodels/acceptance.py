@@ -21,6 +21,6 @@ def overlapped_tokens(acceptance: float, draft_tokens: int) -> float:
     Two states: in flow (all γ accepted with ``α^γ``, then on) yields ``(1 - α^γ)/(1 - α)``; after a rejection only one is checked, which
     yields ``1 - α`` by correction and with α is in flow again. Their stationary mix. Source: PEARL (2025), as a Markov chain.
     """
-    a, stay = min(acceptance, 1 - 1e-12), acceptance**draft_tokens
-    flow = a / (a + 1 - stay)  # flow leaves with 1 - stay, the pause ends with a
-    return flow * (1 - stay) / (1 - a) + (1 - flow) * (1 - a)
+    stay = acceptance**draft_tokens
+    flow = acceptance / (acceptance + 1 - stay)  # flow leaves with 1 - stay, the pause ends with α
+    return flow * sum(acceptance**i for i in range(draft_tokens)) + (1 - flow) * (1 - acceptance)

@@ -92,7 +92,7 @@ def _wrong(name: str, value: Any, hint: Any) -> str:
         return "a number, not negative"
     if hint is int and value != int(value):
         return "a whole number"
-    if name.endswith("_frac") and name not in ABOVE_ONE and value > 1:
+    if name.endswith(("_frac", "acceptance")) and name not in ABOVE_ONE and value > 1:
         return "a fraction between 0 and 1"
     return ""
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Accelerator
 from ..scenarios.model import ModelSpec
 from .experts import expert_share_read
@@ -85,6 +86,13 @@ class Rates:
     hop_s: float
     hbm_bytes: float
     host_ram_bytes: float
+
+
+def require_positive(family: str, **values: float) -> None:
+    """BadInput unless every value is above zero (a millionth counts as zero): what a family divides by, or what makes no sense at nothing."""
+    for name, value in values.items():
+        if value < 1e-6:
+            raise BadInput(f"{family}: {name}={value} must be above 0")
 
 
 def seconds(step: Step, rates: Rates) -> Floats:

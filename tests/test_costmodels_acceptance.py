@@ -47,6 +47,11 @@ def test_overlap_equals_a_simulation_of_its_two_states(acceptance: float, drafts
     assert overlapped_tokens(acceptance, drafts) == pytest.approx(tokens / steps, rel=0.02)
 
 
+def test_overlap_at_its_ends() -> None:
+    assert overlapped_tokens(1.0, 5) == 5
+    assert overlapped_tokens(0.0, 5) == 1
+
+
 def test_a_tier_divides_the_cost_of_the_middle_draft() -> None:
     assert tiered_draft_frac(middle_frac=0.7, small_frac=0.05, middle_acceptance=0.5, middle_tokens=1) == pytest.approx(0.5)
     assert tiered_draft_frac(middle_frac=0.7, small_frac=0.0, middle_acceptance=0.0, middle_tokens=0) == 0.7

@@ -6,9 +6,12 @@ import inspect
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from roofplan.costmodels import families as folder
 from roofplan.costmodels.apply import apply, check, families, family, parameters, stage, subject, used
 from roofplan.costmodels.rates import rates
@@ -158,3 +161,46 @@ def test_a_plan_knows_its_techniques() -> None:
     assert {"alst", "ulysses", "tiled-mlp", "zero-offload", "full-recompute"} <= names
     assert not names & {"zero-infinity", "lightseq", "flash-attention", "lora"}
     assert used(ParallelPlan()) == []
+
+
+def values(name: str, p: inspect.Parameter) -> st.SearchStrategy[object]:
+    """Legal values of one parameter, by its type and name."""
+    if get_origin(p.annotation) is Literal:
+        return st.sampled_from(get_args(p.annotation))
+    if p.annotation is bool:
+        return st.booleans()
+    if p.annotation is str:
+        return st.just("bf16")
+    if p.annotation is int:
+        return st.integers(0, 5000)
+    return st.floats(0, 1) if name.endswith(("_frac", "acceptance")) else st.floats(0, 100)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.data())
+def test_any_legal_parameters_give_a_pass_or_a_sentence(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from([f for f in families() if subject(f) == "step"]))
+    params = {k: data.draw(values(k, p), label=k) for k, p in parameters(name).items()}
+    row = replace(technique("h2o"), family=name, params=params)
+    step = data.draw(st.sampled_from(PASSES))
+    try:
+        after = apply([row], step)
+    except BadInput as error:
+        assert str(error).startswith(name)
+        return
+    for total in TOTALS:
+        value = float(getattr(after, total))
+        assert math.isfinite(value), (total, params)
+        assert value >= 0, (total, params)
+
+
+PASSES = passes("llama3-8b") + passes("deepseek-v2-lite")
+
+
+def test_what_makes_no_sense_is_one_sentence() -> None:
+    with pytest.raises(BadInput, match="sequence_split: ranks=0 must be above 0"):
+        apply([technique("token-ring")], tiny_step("prefill"), ranks=0)
+    with pytest.raises(BadInput, match="hybrid_attention: window_tokens=9, stride=16, state_dim=0; give exactly one of them"):
+        apply([technique("rat")], tiny_step(), window_tokens=9)
+    with pytest.raises(BadInput, match=r"acceptance=1.5 must be a fraction between 0 and 1"):
+        check(replace(technique("pearl"), params={"acceptance": 1.5, "draft_tokens": 5, "draft_frac": 0.1}))

@@ -19,6 +19,16 @@ from roofplan.scenarios.technique import LEVELS, Technique, techniques
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "techniques.md"
 
 
+ELSEWHERE = """## Not rows
+
+Some published systems are not a rewrite of one pass or plan. Planners and assigners of sequences (Galvatron, FlexSP, Zeppelin, Pangu's
+simulated search) are what `planner` does. Schedulers and clusters (Orca, semi-PD, attention-FFN disaggregation in time, CloudMatrix384,
+prefill-decode pools) and reinforcement learning on spot machines (RLBoost, UloRL) are played by `sim`; the price of attention and FFN on
+different cards is `costmodels/attention_ffn.py`. Papers without a cost that could be predicted (ActQKV, LongHeads, LaCache, S2D, FSPAD, BlockLLM,
+Duo-LLM, FiRST, PALBERT, benchmarks) have no row.
+"""
+
+
 def page() -> str:
     """The whole page: how to read it, then one section a family in order of application."""
     rows = techniques()
@@ -37,7 +47,7 @@ What a technique asks of you, by level:
 names its repository, where known, and the nearest thing that can be deployed. `roofplan validate <case>` shows the cases.
 """
     order = sorted(families(), key=lambda name: (stage(name), name))
-    return "\n".join([head, *(section(name, rows) for name in order)]).rstrip() + "\n"
+    return "\n".join([head, *(section(name, rows) for name in order), ELSEWHERE]).rstrip() + "\n"
 
 
 def section(name: str, rows: dict[str, Technique]) -> str:

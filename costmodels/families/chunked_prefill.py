@@ -8,7 +8,7 @@ import numpy as np
 
 from ..experts import expert_share_read
 from ..params import count_params
-from ..step import Stage, Step, weights_total
+from ..step import Stage, Step, require_positive, weights_total
 
 STAGE = Stage.PASSES
 
@@ -19,6 +19,7 @@ def chunked_prefill(step: Step, *, chunk_tokens: int, by_layers: bool = False) -
     ``by_layers``: as many groups of layers instead, each run once on the whole prompt, so that every weight is read once. Decodes are
     unchanged: they ride on weights that are read anyhow. Source: Sarathi (2023); Layered Prefill (2025).
     """
+    require_positive("chunked_prefill", chunk_tokens=chunk_tokens)
     if step.kind != "prefill":
         return step
     n, model, p = np.asarray(step.q_tokens, float), step.model, count_params(step.model)

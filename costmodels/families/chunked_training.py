@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..step import Stage, Step, kv_cache_bytes
+from ..step import Stage, Step, kv_cache_bytes, require_positive
 
 STAGE = Stage.READ
 
@@ -17,6 +17,7 @@ def chunked_training(step: Step, *, chunk_tokens: int, backward_frac: float = 1.
     FLOPs with the forward that builds no graph, ``(1 + 3 b)/3``: ``backward_frac`` b is the share of chunks that are back-propagated.
     Source: SeCO and SpaCO (2025).
     """
+    require_positive("chunked_training", chunk_tokens=chunk_tokens)
     if step.kind != "train":
         return step
     n = np.asarray(step.kv_tokens, float)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..step import Stage, Step, weights_read
+from ..step import Stage, Step, require_positive, weights_read
 
 STAGE = Stage.PASSES
 
@@ -16,6 +16,7 @@ def denoising(step: Step, *, tokens_per_pass: float, block_tokens: int = 0, cach
 
     ``T = N_out / TPF · T(block or context)``. Source: Fast-dLLM v2 (2025); LLaDA (2025) for the uncached form.
     """
+    require_positive("denoising", tokens_per_pass=tokens_per_pass, block_tokens=block_tokens if cached else 1)
     if step.kind != "decode":
         return step
     width = float(block_tokens) if cached else np.asarray(step.kv_tokens, float)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..moe_volume import narrow_params
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.SPLIT
 
@@ -28,6 +28,7 @@ def expert_exchange(
     copies of a token leave its node (node-limited routing). Two messages a layer and direction.
     Source: BigMac (2025), §3; DeepSeek-V3 (2024), §3.2.
     """
+    require_positive("expert_exchange", ep=ep)
     model = step.model
     copies = min(model.top_k, max_nodes) if max_nodes else model.top_k
     tokens = np.asarray(step.n_seqs * step.q_tokens, float)

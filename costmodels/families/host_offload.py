@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.PLACE
 
@@ -20,6 +20,7 @@ def host_offload(
     offloaded cache each step. Link, prefill in chunks of C: the earlier cache again for each chunk, ``KV (1 + N/(2C))``.
     Source: HeadInfer (2025); ZeRO-Inference (2022).
     """
+    require_positive("host_offload", parts_per_layer=parts_per_layer)
     kv = np.asarray(step.held_kv_bytes) * kv_frac
     buffer = np.minimum(buffers * kv / (step.model.n_layers * parts_per_layer), kv)
     passes = 1.0

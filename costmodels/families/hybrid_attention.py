@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...scenarios.errors import BadInput
 from ..op import Floats
-from ..step import Stage, Step, layer_params_active
+from ..step import Stage, Step, layer_params_active, require_positive
 
 STAGE = Stage.MODEL
 
@@ -31,6 +32,9 @@ def hybrid_attention(
     the cheap kernel's rate over the full one's.
     Source: Kimi Linear (2025), eq. 13-14; RAT (2025); LongGen (2024).
     """
+    require_positive("hybrid_attention", kernel_frac=kernel_frac, chunk_tokens=chunk_tokens)
+    if sum(map(bool, (window_tokens, stride, state_dim))) != 1:
+        raise BadInput(f"hybrid_attention: window_tokens={window_tokens}, stride={stride}, state_dim={state_dim}; give exactly one of them")
     n = np.asarray(step.kv_tokens, float)
     cheap = 1.0 - full_layer_frac
     work, cache = _shares(step, n, window_tokens, stride, state_dim, chunk_tokens)

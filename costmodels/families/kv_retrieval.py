@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.READ
 
@@ -30,6 +30,7 @@ def kv_retrieval(
     last step did not already have: ``k (1 - hit) / select_every`` tokens, values alone if keys are rebuilt. Prefill is exact and unchanged.
     Source: ShadowKV (2024); LouisKV (2025).
     """
+    require_positive("kv_retrieval", page_tokens=page_tokens, select_every=select_every, read_frac_or_tokens=read_frac + read_tokens)
     if step.kind != "decode":
         return step
     n, model = np.asarray(step.kv_tokens, float), step.model

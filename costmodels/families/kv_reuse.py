@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.CONTEXT
 
@@ -16,6 +16,7 @@ def kv_reuse(step: Step, *, hit_frac: float = 0.0, recompute_frac: float = 0.0, 
     ``parts`` contexts encoded independently attend only to themselves: the context's pairs divide by their number.
     ``from_host``: the hit is loaded over the host link. Source: APE (2025); Cache-Craft (2025).
     """
+    require_positive("kv_reuse", parts=parts)
     if step.kind != "prefill":
         return step
     h, again = hit_frac, recompute_frac

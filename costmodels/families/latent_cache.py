@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.MODEL
 
@@ -16,6 +16,7 @@ def latent_cache(step: Step, *, latent_dims: int, rope_dims: int, shards: int = 
     on all of it: attention FLOPs ``(2 c + s r)/(2 c + r)``. A model of per-head keys that becomes one of latents keeps its FLOPs.
     Source: TPLA (2025); TransMLA (2025).
     """
+    require_positive("latent_cache", latent_dims=latent_dims, shards=shards)
     model = step.model
     own = model.kv_lora_rank + model.rope_head_dim if model.is_mla else model.n_kv_heads * (model.qk_dim + model.v_dim)
     kept = (latent_dims / shards + rope_dims) / own

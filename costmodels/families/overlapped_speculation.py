@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..acceptance import overlapped_tokens
-from ..step import Stage, Step, weights_read
+from ..step import Stage, Step, require_positive, weights_read
 
 STAGE = Stage.PASSES
 
@@ -17,6 +17,7 @@ def overlapped_speculation(step: Step, *, acceptance: float, draft_tokens: int, 
 
     The draft occupies its own device: per GPU the gain halves when the draft's is as dear. Source: PEARL (2025).
     """
+    require_positive("overlapped_speculation", draft_tokens=draft_tokens)
     if step.kind != "decode":
         return step
     more = weights_read(step.model, np.asarray(step.n_seqs) * draft_tokens) / weights_read(step.model, step.n_seqs)

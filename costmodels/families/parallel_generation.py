@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..step import Stage, Step, weights_read
+from ..step import Stage, Step, require_positive, weights_read
 
 STAGE = Stage.PASSES
 
@@ -17,6 +17,7 @@ def parallel_generation(step: Step, *, workers: int, useful_frac: float = 1.0, o
     It yields ``1 + (workers - 1) · useful`` tokens that count: the degree of parallelism the task's text has. ``overhead_s`` is what a
     pass of that many streams takes on top: set-up, and attention kernels that slow down. Source: Hogwild! (2025); Multiverse (2025).
     """
+    require_positive("parallel_generation", workers=workers)
     if step.kind != "decode":
         return step
     more = weights_read(step.model, np.asarray(step.n_seqs) * workers) / weights_read(step.model, step.n_seqs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..params import count_params
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.MODEL
 
@@ -17,6 +17,7 @@ def partial_model(step: Step, *, layer_frac: float = 1.0, ffn_frac: float = 1.0,
     Layers that are skipped neither read nor write their cache; ``cache_frac`` > 0 says what part is kept instead. Weights stay resident.
     Source: SkipDecode (2023); Learn To be Efficient (2024).
     """
+    require_positive("partial_model", kernel_frac=kernel_frac)
     p = count_params(step.model)
     ffn = p.n_dense_ffn_layers * p.dense_ffn_per_layer + p.n_moe_layers * (step.model.top_k * p.expert + p.shared_per_layer)
     layers = p.active - p.embedding - p.positions - p.head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.NUMBERS
 
@@ -14,6 +14,7 @@ def quantise(step: Step, *, weight_bits: float = 16.0, kv_bits: float = 16.0, dt
 
     ``dtype`` is the arithmetic of the matmuls; its rate is the caller's (``rates(…, dtype=…)``), attention stays in 16 bits.
     """
+    require_positive("quantise", weight_bits=weight_bits, kv_bits=kv_bits)
     w, kv = weight_bits / 16.0, kv_bits / 16.0
     return replace(
         step, dtype=dtype, weight_bytes=step.weight_bytes * w, held_weight_bytes=step.held_weight_bytes * w,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..op import Floats
 from ..sequence_volume import all_gather_kv, linear_state, megatron_sp, ring, token_ring, ulysses
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.SPLIT
 
@@ -25,6 +25,7 @@ def sequence_split(step: Step, *, ranks: int, kind: SplitKind, state_dim: int = 
     scan, ``S (1 + (P-1)/K)`` of K blocks. Training doubles the messages (four times a ring's: gradients travel too).
     Source: the volumes' own; LASP-2 (2025); ZeCO (2025).
     """
+    require_positive("sequence_split", ranks=ranks, blocks=blocks)
     per_layer, hops = _message(step, ranks, kind, state_dim, state_bytes, blocks)
     directions = 1.0 if step.kind != "train" else (3.0 if kind in ("ring", "zigzag") else 2.0)
     uneven = 2.0 - 1.0 / ranks if kind == "ring" else 1.0
@@ -40,7 +41,7 @@ def sequence_split(step: Step, *, ranks: int, kind: SplitKind, state_dim: int = 
 def _message(step: Step, p: int, kind: SplitKind, state_dim: int, state_bytes: float, blocks: int) -> tuple[Floats, float]:
     """Bytes a rank sends in one layer's forward pass, and how many messages follow each other."""
     m, n = step.model, np.asarray(step.q_tokens * step.n_seqs, float)
-    if state_dim or kind in ("lasp-1", "lasp-2", "zeco"):
+    if kind in ("lasp-1", "lasp-2", "zeco"):
         state = linear_state(step.n_seqs, m.n_heads, m.qk_dim, state_dim or m.v_dim, element_bytes=state_bytes)
         sent = {"lasp-1": (p - 1) * state, "lasp-2": (p - 1) * state, "zeco": state * (1 + (p - 1) / blocks)}
         return sent[kind], 1.0 if kind == "lasp-2" else p - 1.0

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..step import Stage, Step
+from ..step import Stage, Step, require_positive
 
 STAGE = Stage.READ
 
@@ -31,6 +31,7 @@ def sparse_attention(
     of dense attention. In decode the same share of the cache is read, and one key of each page to choose it.
     Source: MInference (2024); LServe (2025).
     """
+    require_positive("sparse_attention", kernel_frac=kernel_frac)
     if when != "both" and (step.kind == "decode") != (when == "decode"):
         return step
     keys = np.asarray(step.kv_tokens, float) / (1.0 if step.kind == "decode" else 2.0)
