@@ -26,7 +26,8 @@ REQUEST_KEYS = ("input_toks", "output_toks", "queued_ts", "first_token_ts", "las
 
 def is_fit_row(point: ServePoint) -> bool:
     """Whether a point is in the fifth that engine constants are fitted on: by hash of what was run, so equal settings stay together."""
-    key = f"{point.model} {point.gpu} {point.plan} {point.isl} {point.osl} {point.concurrency}"
+    p = point.plan
+    key = f"{point.model} {point.gpu} {p.engine} {p.tp} {p.pp} {p.dp} {p.ep} {p.weight_dtype} {point.isl} {point.osl} {point.concurrency}"
     return hashlib.sha256(key.encode()).digest()[0] % FOLDS == 0
 
 
