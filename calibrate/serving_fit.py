@@ -29,8 +29,8 @@ def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, 
     """The engine's profile with ``step_cpu_s``, ``sequence_cpu_s``, ``kernel_frac``, ``request_cpu_s`` fitted, and how it went.
 
     The first three by coordinate descent on the mean |log(predicted/published)|, cut at CUT, of TPOT and throughput;
-    ``request_cpu_s`` is the 25th percentile of published less predicted TTFT (queueing only adds) at up to 16 clients with prompts up to 1,024
-    tokens, where little else counts; at least 0. Raises BadInput when no row fits.
+    ``request_cpu_s`` is the 25th percentile of published less predicted TTFT (queueing only adds) at up to 16 clients
+    with prompts up to 1,024 tokens, where little else counts; at least 0. Raises BadInput when no row fits.
     """
     rows = [p for p in points if p.plan.engine == name and is_fit_row(p) and p.gpu in MEASURED_GPUS and p.plan.tp <= MAX_TP]
     step = max(1, len(rows) // MAX_ROWS)
