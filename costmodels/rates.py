@@ -25,8 +25,8 @@ def rates(
     kernel: str = "fa2",
 ) -> Rates:
     """Sustained rates of one GPU of a cluster. A fraction of 0 takes the calibration's: plateau of GEMMs, of attention's FLOPs
-    (``kernel``: plain ``fa2``, the ``best`` prefill kernel measured, ``decode``), of decode attention's reads, of host copies. Between GPUs:
-    the link inside a node, its NICs' share across nodes. BadInput over 1.
+    (``kernel``: plain ``fa2``, the ``best`` prefill kernel measured, ``decode``), of decode attention's reads, of host copies.
+    Between GPUs: the link inside a node, its NICs' share across nodes. BadInput over 1.
     """
     gpu = registry.accelerator(cluster.gpu)
     fits = calibration or load_calibration(gpu)

@@ -89,7 +89,7 @@ class Rates:
 
 
 def require_positive(family: str, **values: float) -> None:
-    """BadInput unless every value is above zero (a millionth counts as zero): what a family divides by, or what makes no sense at nothing."""
+    """BadInput unless every value, which a family divides by or cannot do without, is above zero (under a millionth counts as zero)."""
     for name, value in values.items():
         if value < 1e-6:
             raise BadInput(f"{family}: {name}={value} must be above 0")

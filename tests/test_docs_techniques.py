@@ -22,10 +22,10 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "techniques.md"
 ELSEWHERE = """## Not rows
 
 Some published systems are not a rewrite of one pass or plan. Planners and assigners of sequences (Galvatron, FlexSP, Zeppelin, Pangu's
-simulated search) are what `planner` does. Schedulers and clusters (Orca, semi-PD, attention-FFN disaggregation in time, CloudMatrix384,
-prefill-decode pools) and reinforcement learning on spot machines (RLBoost, UloRL) are played by `sim`; the price of attention and FFN on
-different cards is `costmodels/attention_ffn.py`. Papers without a cost that could be predicted (ActQKV, LongHeads, LaCache, S2D, FSPAD, BlockLLM,
-Duo-LLM, FiRST, PALBERT, benchmarks) have no row.
+simulated search) are what `planner` does. Schedulers and clusters (Orca, semi-PD, attention-FFN disaggregation in time, prefill-decode
+pools) and reinforcement learning on spot machines (RLBoost, UloRL) are for `sim`; the price of attention and FFN on different cards is
+`costmodels/attention_ffn.py`. Papers without a cost that could be predicted (ActQKV, LongHeads, LaCache, S2D, FSPAD, BlockLLM, Duo-LLM,
+FiRST, PALBERT, benchmarks) have no row.
 """
 
 
@@ -69,7 +69,7 @@ def line(row: Technique) -> str:
     if not switch:
         switch = "research-only" + (f" ({row.repository})" if row.repository else "") + f"; nearest: {row.nearest}"
     soft = " (soft)" if row.is_soft else ""
-    scope = f". Not modelled: {row.scope}" if row.scope else ""
+    scope = f" (note: {row.scope})" if row.scope else ""
     tested = ", ".join(sorted({c.name for c in cases().values() if row.name in c.words.get("techniques", "").split()})[:3])
     label = f"{row.title} `{row.name}`" + (f" [{tested}]" if tested else "")
     cells = (label, "+".join(row.levels) + soft, settings or "-", row.retention + scope, switch)
