@@ -38,7 +38,7 @@ def diurnal(n: int, rate_per_s: float, swing_frac: float, period_s: float = 8640
     t = np.linspace(0, span, max(1024, int(span / period_s * 4096) + 1))
     turn = 2 * np.pi / period_s
     expected = rate_per_s * (t + swing_frac / turn * (1 - np.cos(turn * t)))
-    return np.interp(due, expected, t)
+    return np.asarray(np.interp(due, expected, t), np.float64)
 
 
 def burst(n: int, size: int, gap_s: float) -> Floats64:

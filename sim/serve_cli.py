@@ -65,7 +65,7 @@ MAX_MADE_UP = 5_000_000
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--json", "json_path", help="Write the stable JSON form to a file, or - for stdout alone.")
 @click.pass_context
-def simulate(ctx: click.Context, scenario: Path | None, **flags: Any) -> None:
+def simulate(ctx: click.Context, /, scenario: Path | None, **flags: Any) -> None:
     """Simulate serving a model on a cluster under a trace or a made-up workload.
 
     SCENARIO is a TOML file with any of these settings, named as the flags are (max-num-seqs = 64); flags override it.
