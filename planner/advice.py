@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -12,9 +13,9 @@ from ..scenarios.errors import RoofplanError
 from ..scenarios.scenario import Scenario
 from ..scenarios.units import show_bytes, show_tokens
 from .decide import Searched
-from .longest import longest
+from .longest import GRANULE_TOKENS, longest
 from .prune import Prices, uses
-from .scenario_io import resolve
+from .scenario_io import Problem, resolve
 from .space import Batch, Rejections, candidates
 
 MAX_GROWTH = 1024
@@ -55,8 +56,19 @@ def _shorter(found: Searched) -> str | None:
     if not best:
         return None
     if best >= problem.seq_tokens:
-        return f"--global-batch {batch} fits (the batch asked for, {problem.global_batch}, does not)"
+        return _other_split(problem, batch)
     return f"--seq {best} fits: {show_tokens(best)} tokens, {best / problem.seq_tokens:.0%} of what was asked"
+
+
+def _other_split(problem: Problem, batch: int) -> str | None:
+    """The length would fit, but not with this batch, or not cut into equal chunks."""
+    if _fits(replace(problem.scenario, global_batch=batch)):
+        return f"--global-batch {batch} fits (the batch asked for, {problem.global_batch}, does not)"
+    step = math.lcm(GRANULE_TOKENS, 2 * problem.cluster.n_gpus)
+    near = problem.seq_tokens // step * step
+    if near and _fits(replace(problem.scenario, seq_tokens=near, global_batch=batch)):
+        return f"--seq {near} --global-batch {batch} fits: a multiple of {step:,} can be cut into equal chunks"
+    return None
 
 
 def _more_host_ram(found: Searched) -> str | None:

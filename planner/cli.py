@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,8 +47,27 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
     name = "bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """``1.9TB`` -> 1.9e12; BadInput otherwise."""
-        return value if isinstance(value, float) else parse_quantity(value, "_bytes")
+        """``1.9TB`` -> 1.9e12; BadInput otherwise, and for none at all."""
+        found = value if isinstance(value, float) else parse_quantity(value, "_bytes")
+        if not found:
+            raise BadInput(f"{value!r} is no memory at all; give more than 0, or leave it out for the cluster's own")
+        return found
+
+
+class Price(click.ParamType):  # type: ignore[type-arg]
+    """US dollars per GPU hour."""
+
+    name = "usd"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """``2.5`` -> 2.5; BadInput for anything but a finite number above 0."""
+        try:
+            found = float(value)
+        except ValueError:
+            raise BadInput(f"--price {value!r} is not a number of US dollars per GPU hour; write 2.5") from None
+        if not 0 < found < math.inf:
+            raise BadInput(f"--price {value} must be finite and above 0; leave it out for the cluster's own")
+        return found
 
 
 def scenario_flags(command: Any) -> Any:
@@ -66,7 +86,7 @@ def scenario_flags(command: Any) -> Any:
         click.option("--framework", type=click.Choice([*ENGINES, "auto"]), help="Only layouts this framework can run.  [default: auto]"),
         click.option("--host-ram", "host_ram_bytes", type=Bytes(), help="Memory of one host, e.g. 1.9TB, if not the cluster's own."),
         click.option("--memory-margin", "memory_margin_frac", type=Share(), help="Device memory to leave free.  [default: 5%]"),
-        click.option("--price", "price_usd_per_h", type=float, help="USD per GPU hour, if not the cluster's own."),
+        click.option("--price", "price_usd_per_h", type=Price(), help="USD per GPU hour, if not the cluster's own."),
         click.option("--calibration", help="Calibration file (TOML) instead of the GPU's own."),
         click.option("--index-bits", type=int, help="Width of the kernels' tensor index (31: int32), as a limit.  [default: none]"),
     ]

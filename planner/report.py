@@ -73,5 +73,7 @@ def _solver_line(data: dict[str, Any]) -> str:
 
 
 def show_seconds(value: float) -> str:
-    """Seconds with three digits: ``412 ms``, ``3.21 s``, ``1,234 s``."""
+    """Seconds with three digits: ``412 ms``, ``3.21 s``, ``1,234 s``, ``2.5 h``."""
+    if value >= 7200:
+        return f"{value / 3600:,.3g} h" if value < 3.6e6 else f"{value / 3600:,.0f} h"
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"

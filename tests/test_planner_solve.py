@@ -8,7 +8,6 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from roofplan.planner.constraints import Option, StageProblem
 from roofplan.planner.solve import bound_s, greedy, overflow_bytes, solve, step_s
 
@@ -58,7 +57,7 @@ def problem(
 ) -> StageProblem:  # fmt: skip
     roles = {1: ("first",), 2: ("first", "last")}.get(n_stages, ("first", "middle", "last"))
     even = n_layers // n_stages
-    base = {r: even for r in roles} | {"first": n_layers - even * (n_stages - 1)}
+    base = dict.fromkeys(roles, even) | {"first": n_layers - even * (n_stages - 1)}
     waves = {"first": float(n_stages), "middle": max(n_stages - 1.0, 1.0), "last": 1.0}
     edge = {"first": 0.0, "middle": 0.0, "last": head} if n_stages > 1 else {"first": head}
     period = max(base[r] * 0.1 + edge[r] for r in roles)
@@ -69,7 +68,7 @@ def problem(
     )
     return StageProblem(
         n_layers=n_layers, n_stages=n_stages, n_micro=4, vpp=1, base_s=4 * period + 1, base_period_s=period, base_layers=base, layer_s=0.1,
-        edge_s=edge, fixed_bytes={r: 10 * GIB for r in roles}, hbm_limit_bytes=limit * GIB,
+        edge_s=edge, fixed_bytes=dict.fromkeys(roles, 10 * GIB), hbm_limit_bytes=limit * GIB,
         layer_bytes={r: (0.2 + layer / n_stages * waves[r]) * GIB for r in roles}, host_fixed_bytes=5 * GIB, host_limit_bytes=host * GIB,
         options=options, partition=partition, optimizer_bytes=optimizer * GIB, optimizer_host_bytes=20 * GIB, optimizer_s=0.4,
         fractional=fractional,

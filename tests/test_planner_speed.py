@@ -71,8 +71,7 @@ def test_price_of_a_candidate(scenario: Scenario, limit_s: float) -> None:
     started = time.process_time()
     decision = decide(scenario)
     whole_s = time.process_time() - started
-    print(
-        f"\n{n:,} candidates, {best * 1e6:.1f} us each; decide {whole_s:.2f} s, {decision.solver.n_solved} programs, gap {decision.solver.gap_frac}"
-    )
+    solver = decision.solver
+    print(f"\n{n:,} candidates, {best * 1e6:.1f} us each; decide {whole_s:.2f} s, {solver.n_solved} programs, gap {solver.gap_frac}")
     assert best < limit_s
     assert whole_s < 8

@@ -110,6 +110,17 @@ def test_each_advice_really_fits(asked: dict[str, object], flag: str) -> None:
     assert shortlist(search(resolve(replace(scenario, **change))), 1)
 
 
+def test_a_length_that_cannot_be_cut_is_rounded() -> None:
+    """1,000,003 is a prime: no rank can share it; the multiple of 1,024 below it can."""
+    scenario = Scenario(model="llama3-8b", n_gpus=8, seq_tokens=1_000_003)
+    found = search(resolve(scenario))
+    assert not found.table.fits.any()
+    advice = nearest_changes(found)[0]
+    seq, batch = (int(x) for x in re.findall(r"--seq (\d+) --global-batch (\d+) fits", advice)[0])
+    assert 0 <= 1_000_003 - seq < 1024
+    assert shortlist(search(resolve(replace(scenario, seq_tokens=seq, global_batch=batch))), 1)
+
+
 def test_plans_in_words() -> None:
     plan = ParallelPlan(
         dp=2, tp=4, pp=4, cp=8, cp_inner=4, cp_kind="ulysses-ring", zero_stage=1, micro_batch=2, grad_accum=16, recompute="full",
