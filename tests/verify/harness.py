@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.abc
+import importlib.machinery
 import os
 import runpy
 import signal
@@ -10,6 +11,7 @@ import socket
 import sys
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -105,3 +107,73 @@ def _fork(rank: int, n_ranks: int, port: int, log: Path, rank_main: Callable[[in
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+EXTRA = Path(sys.prefix) / "verify"
+"""Where install.sh puts packages whose own requirements would replace torch."""
+
+needs_extra = pytest.mark.skipif(not EXTRA.is_dir(), reason=f"{EXTRA} is missing: run tests/verify/install.sh")
+
+
+def in_fork(folder: Path, check: Callable[[], None], stubs: tuple[str, ...] = ()) -> None:
+    """Run ``check`` in a fork of this process that also sees the extra packages, so that they and their stubs touch no other test."""
+
+    def rank_main(rank: int) -> None:
+        os.chdir(folder)
+        sys.path.append(str(EXTRA))
+        sys.meta_path.append(Stubs(stubs))
+        check()
+
+    run_ranks(1, folder, rank_main)
+
+
+def _attribute(*owner_and_name: Any) -> Any:
+    """Any attribute but Python's own is ``Anything``."""
+    if owner_and_name[-1].startswith("__"):
+        raise AttributeError(owner_and_name[-1])
+    return Anything
+
+
+class _Everything(type):
+    __getattr__ = _attribute
+
+
+class Anything(metaclass=_Everything):
+    """A class, a function, a decorator: whatever code that is imported and never run takes it for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    __getattr__ = _attribute
+
+
+class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules of packages that a configuration imports but never calls on a CPU: a GPU compiler, a kernel, a tracker."""
+
+    def __init__(self, packages: tuple[str, ...]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.split(".")[0] in self.packages:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: Any) -> Any:
+        module = types.ModuleType(spec.name)
+        module.__version__ = "3.7.1"  # type: ignore[attr-defined]
+        module.__getattr__ = _attribute  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        pass
+
+
+def refuses(call: Callable[[], Any], *errors: type[BaseException]) -> None:
+    try:
+        call()
+    except errors:
+        return
+    raise AssertionError("accepted what is wrong")
