@@ -32,8 +32,7 @@ def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str,
     prompt = uniform_lengths(n, max(1, round(point.isl * low)), point.isl, stream=PROMPT_STREAM)
     output = uniform_lengths(n, max(1, round(point.osl * low)), point.osl, stream=OUTPUT_STREAM)
     work = ServeWorkload(arrival_s=np.zeros(n), prompt_tokens=prompt, output_tokens=output)
-    seats = {"max_num_seqs": per_replica} if point.concurrency else {}
-    plan = replace(point.plan, **seats)
+    plan = replace(point.plan, max_num_seqs=per_replica) if point.concurrency else point.plan
     cluster = registry.cluster(point.gpu, point.plan.n_gpus)
     result = simulate_serving(registry.model(point.model), cluster, plan, work, engine=engine)
     clients = per_replica if point.concurrency else 0

@@ -102,7 +102,7 @@ def validate_serving_log(folder: Path) -> dict[str, Any]:
         "tpot_s": (log["last_token_ts"] - log["first_token_ts"])[many] / (work.output_tokens[many] - 1),
         "e2e_s": log["last_token_ts"] - log["queued_ts"],
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for metric, predicted in latencies(result).items():
         for stat in ("mean", *STATS):
             published, found = _stat(measured[metric], stat), _stat(predicted, stat)
@@ -118,7 +118,7 @@ def validate_serving_log(folder: Path) -> dict[str, Any]:
                 }
             )
     worst: dict[str, float] = {
-        metric: max(abs(float(r["error_frac"])) for r in rows if r["metric"] == metric) for metric in measured
+        metric: max(abs(r["error_frac"]) for r in rows if r["metric"] == metric) for metric in measured
     }
     summary = {"n_requests": len(work), "preemptions": result.n_preempted, "kv_blocks": result.memory.kv_blocks, "worst_error_frac": worst}
     return {"rows": rows, "skipped": [], "summary": {folder.name: summary}}

@@ -38,14 +38,14 @@ def diurnal(n: int, rate_per_s: float, swing_frac: float, period_s: float = 8640
     t = np.linspace(0, span, max(1024, int(span / period_s * 4096) + 1))
     turn = 2 * np.pi / period_s
     expected = rate_per_s * (t + swing_frac / turn * (1 - np.cos(turn * t)))
-    return np.asarray(np.interp(due, expected, t), np.float64)
+    return np.asarray(np.interp(due, expected, t), dtype=np.float64)
 
 
 def burst(n: int, size: int, gap_s: float) -> Floats64:
     """``size`` requests at once every ``gap_s`` seconds; ``size >= n`` sends all at time 0."""
     if size < 1 or gap_s < 0:
         raise BadInput(f"burst of {size} every {gap_s} s: size must be at least 1 and the gap not negative")
-    return np.arange(_count(n)) // size * float(gap_s)
+    return (np.arange(_count(n)) // size).astype(np.float64) * gap_s
 
 
 def lengths(n: int, mean: float, cv: float, seed: int = 0, stream: int = PROMPT_STREAM, largest: int = 10**9) -> Ints64:
