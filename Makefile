@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 VERIFY_VENV ?= .venv-verify
 PY = $(VENV)/bin/python
-TORCH = torch==2.13.0
 
 .PHONY: help dev test check docs bench golden verify clean
 
@@ -42,11 +41,8 @@ golden: $(VENV)/.ready  ## rewrite the recorded outputs; read the diff before yo
 verify: $(VERIFY_VENV)/.ready  ## run emitted files on CPU ranks with the real torch and DeepSpeed; Triton kernels in its interpreter
 	$(VERIFY_VENV)/bin/python -m pytest tests/verify tests/test_kernels_*.py
 
-# torch first, and exactly this version: a range would pull gigabytes of CUDA packages.
-$(VERIFY_VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VERIFY_VENV)
-	$(VERIFY_VENV)/bin/pip install -q --disable-pip-version-check "$(TORCH)" "setuptools>=77" wheel packaging ninja psutil py-cpuinfo
-	DS_BUILD_OPS=0 $(VERIFY_VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation -e '.[verify-train]' pytest hypothesis
+$(VERIFY_VENV)/.ready: pyproject.toml tests/verify/install.sh
+	PYTHON=$(PYTHON) bash tests/verify/install.sh $(VERIFY_VENV)
 	touch $@
 
 clean:  ## virtual environments, caches, builds

