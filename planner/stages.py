@@ -33,7 +33,8 @@ class _Probe(NamedTuple):
 def stage_problems(prices: Prices, plan: ParallelPlan, work: TrainWorkload, n: int) -> Iterator[StageProblem]:
     """One program per row, made when asked for; every coefficient is a difference of two prices.
 
-    Middle stages are held to the first stage's bytes, which hold more micro-batches and so bound theirs.
+    A program mixes layers that keep everything with one recompute policy, its checkpoints here or on the host: what one flag of a
+    framework can say. Middle stages are held to the first stage's bytes, which hold more micro-batches and so bound theirs.
     """
     engine = ENGINES[plan.framework]
     probe = _prober(prices, work, n)
