@@ -16,7 +16,7 @@ from .decide import Choice, Decision
 from .why import binding, bottleneck, closest_miss, degrees, options, why_wins
 
 OFFLOADS = ("optimizer", "params", "activations")
-MAX_REPLAYED = 2048
+MAX_REPLAYED = 8192
 """Micro-batches times virtual stages of a step that is replayed unasked (a tenth of a second); ``roofplan simulate`` plays longer ones."""
 
 
