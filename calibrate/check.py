@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..costmodels.arrays import Array
+from ..costmodels.arrays import Array, Rows
 from ..costmodels.collectives import Network
 from ..costmodels.roofline import Roofline
 from ..scenarios import registry
 from ..scenarios.calibration import Calibration, load_calibration
 from ..scenarios.hardware import Accelerator
 from .rows import load_tables, split
-from .tables import Columns, columns_of
-
-Rows = NDArray[np.int64]
+from .tables import DTYPES, Columns, columns_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +48,28 @@ def check_rows(tables: dict[str, Any], gpu: Accelerator, spellings: list[str], c
             measured = rows["latency_us"] * 1e-6
             empty = np.zeros(0)
             if family not in fits.families:
-                yield Checked(table=table, gpu=gpu.name, family=family, rows={}, measured_s=empty, predicted_s=empty, interval_frac=empty, n_skipped=len(part))
+                yield Checked(
+                    table=table,
+                    gpu=gpu.name,
+                    family=family,
+                    rows={},
+                    measured_s=empty,
+                    predicted_s=empty,
+                    interval_frac=empty,
+                    n_skipped=len(part),
+                )
             elif len(part):
                 predicted = price(family, rows, roofline, network)
                 width = roofline.interval_frac(family, predicted)
                 yield Checked(
-                    table=table, gpu=gpu.name, family=family, rows=rows, measured_s=measured, predicted_s=predicted, interval_frac=width, n_skipped=0
+                    table=table,
+                    gpu=gpu.name,
+                    family=family,
+                    rows=rows,
+                    measured_s=measured,
+                    predicted_s=predicted,
+                    interval_frac=width,
+                    n_skipped=0,
                 )
         if taken < len(own):
             yield Checked(
@@ -70,7 +84,10 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
     if kind == "gemm":
         return roofline.gemm_s(rows["m"], rows["n"], rows["k"], rest)
     if kind in ("attention", "mla"):
-        parts = [_attention(rest.startswith("decode"), kind == "mla", kv, at, rows, roofline) for kv, at in _by(rows["kv_cache_dtype"])]
+        parts = [
+            _attention(rest.startswith("decode"), kind == "mla", DTYPES.get(kv, kv), at, rows, roofline)
+            for kv, at in _by(rows["kv_cache_dtype"])
+        ]
         return _join(len(rows["latency_us"]), parts)
     if kind == "moe":
         return _moe(family, rows, roofline)

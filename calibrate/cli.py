@@ -25,7 +25,9 @@ from .run_cli import run_command
 
 KERNELS = click.option("--kernels", type=click.Path(path_type=Path), required=True, help="Folder of measurement tables.")
 GPU = click.option("--gpu", multiple=True, help="Only this GPU (repeatable; default: every GPU in the tables).")
-JSON = click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; '-' writes it to standard output and nothing else.")
+JSON = click.option(
+    "--json", "json_to", metavar="FILE|-", help="Write the result as JSON; '-' writes it to standard output and nothing else."
+)
 
 
 @click.group()
@@ -53,7 +55,9 @@ def import_command(source: Path | None, out: Path, framework: str) -> None:
 @GPU
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the calibrations (default: the package's own).")
 @click.option("--holdout", type=click.FloatRange(0.05, 0.5), help="Only score: fit without this part of the rows and predict it.")
-@click.option("--split", type=click.Choice(["rows", "shapes", "size"]), default="rows", show_default=True, help="What --holdout leaves out.")
+@click.option(
+    "--split", type=click.Choice(["rows", "shapes", "size"]), default="rows", show_default=True, help="What --holdout leaves out."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="GPUs fitted at the same time.")
 @JSON
@@ -76,8 +80,12 @@ def fit_command(
 @calibrate.command("check")
 @KERNELS
 @GPU
-@click.option("--calibration", type=click.Path(path_type=Path), help="A calibration file to check instead of the card's own (with one --gpu).")
-@click.option("--report", type=click.Path(path_type=Path), help="Write a page of figures (HTML): parity, efficiency, worst shapes, coverage.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="A calibration file to check instead of the card's own (with one --gpu)."
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Write a page of figures (HTML): parity, efficiency, worst shapes, coverage."
+)
 @JSON
 def check_command(kernels: Path, gpu: tuple[str, ...], calibration: Path | None, report: Path | None, json_to: str | None) -> None:
     """Price every measured row with the calibration in use and report the errors by table and GPU."""
@@ -127,7 +135,14 @@ def _score_table(scores: dict[str, dict[str, dict[str, float]]]) -> Table:
     table = Table("gpu", "family", "rows", "median", "p90", "80 % interval holds", title="Errors on rows left out of the fit")
     for gpu, families in scores.items():
         for family, row in families.items():
-            table.add_row(gpu, family, f"{row['n']:,}", f"{100 * row['median_ape']:.1f} %", f"{100 * row['p90_ape']:.1f} %", f"{100 * row['coverage']:.0f} %")
+            table.add_row(
+                gpu,
+                family,
+                f"{row['n']:,}",
+                f"{100 * row['median_ape']:.1f} %",
+                f"{100 * row['p90_ape']:.1f} %",
+                f"{100 * row['coverage']:.0f} %",
+            )
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..costmodels.arrays import Array
+from ..costmodels.arrays import Array, Rows
 from ..costmodels.attention_curve import (
     attention_floor_s,
     attention_work,
@@ -31,7 +31,10 @@ from ..costmodels.moe_curve import moe_coordinates, moe_floor_s, moe_own_coordin
 from ..scenarios.hardware import Accelerator, Link
 from .tables import Columns
 
-Trend = Callable[[Mapping[str, float], Array], Array]
+COARSE_UNIT, FINE_UNIT = 0.014, 0.008
+"""Finest unit of a packed correction (in ln): its rounding, 0.3 units on average, adds in quadrature to errors of 2 to 4 %."""
+
+Trend = Callable[[Mapping[str, float], Rows], Array]
 SOFT = {"sharpness": (1.0, 2.0, 4.0)}
 """Sharpness of soft maxima: the values that need no powers."""
 
@@ -56,6 +59,7 @@ class Bound:
     shapes: Array
     size: Array
     min_octaves: float = 0.05
+    unit: float = COARSE_UNIT
     bends: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
     own_coordinates: tuple[Array, ...] = ()
@@ -70,15 +74,34 @@ MLA_STRENGTHS = (0.02, 0.02, 0.02, 0.02)
 MOE_STRENGTHS, MOE_OWN_STRENGTHS = (0.3, 0.3, 0.3, 0.3), (0.02, 0.05, 0.02, 0.0)
 """Stiffness of each axis of a correction. Heads of one group share their cache, so decode hardly depends on the group."""
 
-GEMM = {"launch_s": 3e-6, "compute_frac": 0.8, "memory_frac": 0.8, "k_fill": 100.0, "narrow": 0.2, "split": 1.0, "spill": 0.05, "l2_frac": 0.7}
+GEMM = {
+    "launch_s": 3e-6,
+    "compute_frac": 0.8,
+    "memory_frac": 0.8,
+    "k_fill": 100.0,
+    "narrow": 0.2,
+    "split": 1.0,
+    "spill": 0.05,
+    "l2_frac": 0.7,
+}
 QUANTISED = {"quantise_frac": 0.5, "row_s": 3e-7, "l2_gain": 0.5}
 HOST_BOUND = {"host_s": 8e-5, "ragged": 0.1}
 PREFILL = {"launch_s": 1e-5, "compute_frac": 0.6, "memory_frac": 0.5, "small_head": 0.05}
 DECODE = {"launch_s": 8e-6, "memory_frac": 0.9, "compute_frac": 0.5, "wave_s": 2e-6, "per_key_s": 2e-10, "serial_key_s": 2e-10}
 MOE = {
-    "launch_s": 2.5e-5, "compute_frac": 0.5, "memory_frac": 0.7, "tile": 16.0, "k_fill": 100.0, "h_pass": 1.0, "n_pass": 1.0,
-    "r_pass": 1.0, "token_s": 1e-9, "skew_1": 0.2, "skew_2": 0.3, "spread": 0.7,
-}  # fmt: skip
+    "launch_s": 2.5e-5,
+    "compute_frac": 0.5,
+    "memory_frac": 0.7,
+    "tile": 16.0,
+    "k_fill": 100.0,
+    "h_pass": 1.0,
+    "n_pass": 1.0,
+    "r_pass": 1.0,
+    "token_s": 1e-9,
+    "skew_1": 0.2,
+    "skew_2": 0.3,
+    "spread": 0.7,
+}
 COLLECTIVE = {"launch_s": 5e-6, "hop_s": 2e-6, "link_frac": 0.7}
 STREAM = {"launch_s": 3e-6, "memory_frac": 0.85}
 DISPATCH = {"launch_s": 5e-5, "token_s": 1e-9, "link_frac": 0.4}
@@ -89,13 +112,21 @@ def gemm(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> 
     m, n, k = rows["m"], rows["n"], rows["k"]
     start = dict(GEMM) | (QUANTISED if dtype != "bf16" else {}) | (HOST_BOUND if dtype == "fp8_block" else {})
 
-    def trend(c: Mapping[str, float], at: Array) -> Array:
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
         return gemm_trend_s(m[at], n[at], k[at], dtype, gpu, c)
 
     return Bound(
-        key=key, source=source, seconds=rows["seconds"], trend=trend, coordinates=(m, n, k), floor_s=gemm_floor_s(m, n, k, dtype, gpu),
-        start=start, strengths=GEMM_STRENGTHS, shapes=_number(n, k), size=m,
-    )  # fmt: skip
+        key=key,
+        source=source,
+        seconds=rows["seconds"],
+        trend=trend,
+        coordinates=(m, n, k),
+        floor_s=gemm_floor_s(m, n, k, dtype, gpu),
+        start=start,
+        strengths=GEMM_STRENGTHS,
+        shapes=_number(n, k),
+        size=m,
+    )
 
 
 def attention(key: str, phase: str, rows: Columns, gpu: Accelerator, source: str, latent: bool) -> Bound:
@@ -105,20 +136,37 @@ def attention(key: str, phase: str, rows: Columns, gpu: Accelerator, source: str
     kv_heads = rows["num_kv_heads"] if not latent else np.ones_like(heads) if decode else heads
     dims = (576.0, 512.0) if latent and decode else (192.0, 128.0) if latent else (rows["head_dim"], rows["head_dim"])
     work = attention_work(
-        batch=rows["batch_size"], q=np.ones_like(kv) if decode else kv, kv=kv, heads=heads, kv_heads=kv_heads, qk=dims[0], v=dims[1],
-        causal=True, window=rows.get("window_size", 0.0), kv_bytes=np.where(narrow, 1.0, 2.0), peak=gpu.peak_flops_per_s("bf16"),
-    )  # fmt: skip
+        batch=rows["batch_size"],
+        q=np.ones_like(kv) if decode else kv,
+        kv=kv,
+        heads=heads,
+        kv_heads=kv_heads,
+        qk=dims[0],
+        v=dims[1],
+        causal=True,
+        window=rows.get("window_size", 0.0),
+        kv_bytes=np.where(narrow, 1.0, 2.0),
+        peak=gpu.peak_flops_per_s("bf16"),
+    )
     price: Any = decode_trend_s if decode else prefill_trend_s
 
-    def trend(c: Mapping[str, float], at: Array) -> Array:
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
         out: Array = price(_take(work, at), gpu, c)
         return out
 
     return Bound(
-        key=key, source=source, seconds=rows["seconds"], trend=trend,
-        coordinates=decode_coordinates(work) if decode else prefill_coordinates(work), floor_s=attention_floor_s(work, gpu),
-        start=DECODE if decode else PREFILL, strengths=MLA_STRENGTHS if latent else DECODE_STRENGTHS if decode else PREFILL_STRENGTHS, shapes=_number(heads, kv_heads), size=kv,
-    )  # fmt: skip
+        key=key,
+        source=source,
+        seconds=rows["seconds"],
+        trend=trend,
+        coordinates=decode_coordinates(work) if decode else prefill_coordinates(work),
+        floor_s=attention_floor_s(work, gpu),
+        start=DECODE if decode else PREFILL,
+        strengths=MLA_STRENGTHS if latent else DECODE_STRENGTHS if decode else PREFILL_STRENGTHS,
+        shapes=_number(heads, kv_heads),
+        size=kv,
+        unit=FINE_UNIT if decode else COARSE_UNIT,
+    )
 
 
 def moe(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> Bound:
@@ -127,58 +175,100 @@ def moe(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> B
     work = moe_work(*columns)
     labels, number = np.unique([moe_shape(*shape) for shape in zip(*columns[1:5], strict=True)], return_inverse=True)
 
-    def trend(c: Mapping[str, float], at: Array) -> Array:
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
         return moe_trend_s(_take(work, at), dtype, gpu, c)
 
     return Bound(
-        key=key, source=source, seconds=rows["seconds"], trend=trend, coordinates=moe_coordinates(work), floor_s=moe_floor_s(work, dtype, gpu),
-        start=MOE, strengths=MOE_STRENGTHS, shapes=number.astype(float), size=rows["num_tokens"], min_octaves=0.45,
-        labels=tuple(map(str, labels)), own_coordinates=moe_own_coordinates(work, rows["tp_size"], number), own_strengths=MOE_OWN_STRENGTHS,
-    )  # fmt: skip
+        key=key,
+        source=source,
+        seconds=rows["seconds"],
+        trend=trend,
+        coordinates=moe_coordinates(work),
+        floor_s=moe_floor_s(work, dtype, gpu),
+        start=MOE,
+        strengths=MOE_STRENGTHS,
+        shapes=number.astype(float),
+        size=rows["num_tokens"],
+        min_octaves=0.45,
+        labels=tuple(map(str, labels)),
+        own_coordinates=moe_own_coordinates(work, rows["tp_size"], number),
+        own_strengths=MOE_OWN_STRENGTHS,
+    )
 
 
 def collective(key: str, op: str, rows: Columns, link: Link, source: str) -> Bound:
     """A collective inside one node."""
     size, ranks = rows["message_bytes"], rows["num_gpus"]
 
-    def trend(c: Mapping[str, float], at: Array) -> Array:
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
         return collective_trend_s(op, size[at], ranks[at], link.bytes_per_s, c)
 
     return Bound(
-        key=key, source=source, seconds=rows["seconds"], trend=trend, coordinates=collective_coordinates(size, ranks),
-        floor_s=wire_bytes(op, size, ranks) / link.bytes_per_s, start=COLLECTIVE, strengths=(1e-4, 1e-4), bends=(1e-3, 0.0), shapes=_number(ranks), size=size,
-    )  # fmt: skip
+        key=key,
+        source=source,
+        seconds=rows["seconds"],
+        trend=trend,
+        coordinates=collective_coordinates(size, ranks),
+        floor_s=wire_bytes(op, size, ranks) / link.bytes_per_s,
+        start=COLLECTIVE,
+        strengths=(1e-4, 1e-4),
+        bends=(1e-3, 0.0),
+        shapes=_number(ranks),
+        size=size,
+    )
 
 
 def dispatch(key: str, rows: Columns, link: Link, source: str) -> Bound:
     """Dispatch or combine of expert parallelism inside one node; dispatched tokens travel as fp8, combined ones as bf16."""
     work = Dispatch(
-        tokens=rows["num_tokens"], hidden=rows["hidden_size"], topk=rows["topk"], ep=rows["ep_size"], element_bytes=dispatch_element_bytes(key.rpartition(".")[2])
+        tokens=rows["num_tokens"],
+        hidden=rows["hidden_size"],
+        topk=rows["topk"],
+        ep=rows["ep_size"],
+        element_bytes=dispatch_element_bytes(key.rpartition(".")[2]),
     )
 
-    def trend(c: Mapping[str, float], at: Array) -> Array:
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
         return dispatch_trend_s(_take(work, at), link.bytes_per_s, c)
 
     return Bound(
-        key=key, source=source, seconds=rows["seconds"], trend=trend, coordinates=dispatch_coordinates(work),
-        floor_s=work.remote_bytes / link.bytes_per_s, start=DISPATCH, strengths=(0.05, 0.3), shapes=_number(work.hidden, work.topk), size=work.tokens, bends=(1.0, 0.0),
-    )  # fmt: skip
+        key=key,
+        source=source,
+        seconds=rows["seconds"],
+        trend=trend,
+        coordinates=dispatch_coordinates(work),
+        floor_s=work.remote_bytes / link.bytes_per_s,
+        start=DISPATCH,
+        strengths=(0.05, 0.3),
+        shapes=_number(work.hidden, work.topk),
+        size=work.tokens,
+        bends=(1.0, 0.0),
+    )
 
 
 def stream(key: str, n_bytes: Array, seconds: Array, gpu: Accelerator, source: str) -> Bound:
     """Element-wise work that moves ``n_bytes`` through memory: no correction, two coefficients."""
 
-    def trend(c: Mapping[str, float], at: Array) -> Array:
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
         return c["launch_s"] + n_bytes[at] / (gpu.hbm_bytes_per_s * c["memory_frac"])
 
     flat = np.ones_like(n_bytes)
     return Bound(
-        key=key, source=source, seconds=seconds, trend=trend, coordinates=(flat,), floor_s=n_bytes / gpu.hbm_bytes_per_s,
-        start=STREAM, choices={}, strengths=(0.0,), shapes=flat, size=n_bytes,
-    )  # fmt: skip
+        key=key,
+        source=source,
+        seconds=seconds,
+        trend=trend,
+        coordinates=(flat,),
+        floor_s=n_bytes / gpu.hbm_bytes_per_s,
+        start=STREAM,
+        choices={},
+        strengths=(0.0,),
+        shapes=flat,
+        size=n_bytes,
+    )
 
 
-def _take(work: Any, at: Array) -> Any:
+def _take(work: Any, at: Rows) -> Any:
     """The same dataclass with every array field indexed by ``at`` (constants stay)."""
     kind = type(work)
     values = {name: getattr(work, name) for name in kind.__slots__}
@@ -188,5 +278,3 @@ def _take(work: Any, at: Array) -> Any:
 def _number(*columns: Array) -> Array:
     """A running number for each distinct combination of the columns."""
     return np.unique(np.stack(columns), axis=1, return_inverse=True)[1].ravel().astype(float)
-
-

@@ -12,7 +12,7 @@ COVERAGE = 0.8
 """Share of left-out rows an interval holds."""
 
 ROWS_PER_BIN = 60
-MAX_BINS = 8
+MAX_BINS = 6
 TYPICAL_OCTAVES = 1.5
 """How far beyond the rest the largest two octaves of a size lie on average."""
 

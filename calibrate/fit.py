@@ -7,15 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..costmodels.arrays import Array
+from ..costmodels.arrays import Array, Rows
 from ..costmodels.grid_curve import GridCurve
 from .curves import Bound
 from .grid_fit import fit_table, nodes_of
 from .trend_fit import fit_trend
 
 CODE_RANGE = 127
-MIN_STEP = 0.008
-"""Finest unit of a packed correction: its rounding (0.4 % at most) lies below the repeat spread of any table."""
 
 Axes = tuple[tuple[float, ...], ...]
 
@@ -33,8 +31,8 @@ class Table:
         return GridCurve.of(self.axes, self.codes.astype(np.float32) * np.float32(self.step))
 
     def packed(self) -> NDArray[np.int8]:
-        """The codes as differences along the last axis (wrapping), which pack smaller: neighbours are alike."""
-        return np.diff(self.codes, axis=-1, prepend=np.zeros((*self.codes.shape[:-1], 1), np.int8)).ravel()
+        """The codes as differences along the first axis (wrapping), which pack smaller: neighbours are alike."""
+        return np.diff(self.codes, axis=0, prepend=np.zeros_like(self.codes[:1])).ravel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Fitted:
     table: Table
     own: Table | None = None
 
-    def predict(self, bound: Bound, at: Array) -> Array:
+    def predict(self, bound: Bound, at: Rows) -> Array:
         """Seconds of the rows ``at``, never below their floor."""
         log = self.table.curve().log_factor(*(x[at] for x in bound.coordinates))
         if self.own is not None:
@@ -53,30 +51,36 @@ class Fitted:
         return np.maximum(bound.trend(self.coefficients, at) * np.exp(log.astype(np.float64)), bound.floor_s[at])
 
 
-def fit_family(bound: Bound, at: Array, seed: int = 0) -> Fitted:
+def fit_family(bound: Bound, at: Rows, seed: int = 0) -> Fitted:
     """Fit one family on the rows ``at``."""
     seconds = bound.seconds[at]
     coefficients = fit_trend(lambda c, i: bound.trend(c, at[i]), seconds, bound.start, bound.choices, seed)
     residual = np.log(seconds / bound.trend(coefficients, at))
     coordinates = tuple(x[at] for x in bound.coordinates)
-    table = _tabulate(coordinates, residual, bound.strengths, bound.bends, bound.min_octaves)
+    table = _tabulate(coordinates, residual, bound.strengths, bound.bends, bound.min_octaves, bound.unit)
     if not bound.own_coordinates:
         return Fitted(coefficients, table)
     left = residual - table.curve().log_factor(*coordinates)
     own = tuple(x[at] for x in bound.own_coordinates)
     numbers = np.arange(1.0, len(bound.labels) + 1)
-    return Fitted(coefficients, table, _tabulate(own, left, bound.own_strengths, (), 0.05, last=numbers))
+    return Fitted(coefficients, table, _tabulate(own, left, bound.own_strengths, (), 0.05, bound.unit, last=numbers))
 
 
 def _tabulate(
-    coordinates: tuple[Array, ...], residual: Array, strengths: tuple[float, ...], bends: tuple[float, ...], min_octaves: float, last: Array | None = None
+    coordinates: tuple[Array, ...],
+    residual: Array,
+    strengths: tuple[float, ...],
+    bends: tuple[float, ...],
+    min_octaves: float,
+    unit: float,
+    last: Array | None = None,
 ) -> Table:
     """Fit a correction and pack it into int8; ``last`` gives the nodes of the last axis instead of the values measured."""
     axes = tuple(tuple(nodes_of(x, min_octaves)) for x in coordinates)
     if last is not None:
         axes = (*axes[:-1], tuple(last))
     table = fit_table(axes, coordinates, residual, strengths, bends or (0.0,) * len(axes))
-    step = max(MIN_STEP, float(f"{np.max(np.abs(table)) / CODE_RANGE:.3g}") * 1.01)
+    step = max(unit, float(f"{np.max(np.abs(table)) / CODE_RANGE:.3g}") * 1.01)
     return Table(axes, np.clip(np.rint(table / step), -CODE_RANGE, CODE_RANGE).astype(np.int8), step)
 
 
@@ -91,7 +95,7 @@ def holdout(bound: Bound, kind: str, frac: float, seed: int) -> NDArray[np.bool_
     return bound.size > bound.size.max() / 4
 
 
-def errors(bound: Bound, kind: str, frac: float = 0.25, seed: int = 0) -> tuple[Array, Array]:
+def errors(bound: Bound, kind: str, frac: float = 0.25, seed: int = 0) -> tuple[Array, Rows]:
     """``ln(predicted / measured)`` of the rows left out of a fit, and which rows they are; empty if too few rows remain."""
     out = holdout(bound, kind, frac, seed)
     train, test = np.nonzero(~out)[0], np.nonzero(out)[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,20 +57,19 @@ def measured_gpus(folder: Path, wanted: Sequence[str]) -> list[str]:
 def _fit_one(folder: Path, name: str, seed: int) -> Calibration:
     tables = load_tables(folder)
     gpu = registry.accelerator(name)
-    sources = {table: provenance(folder, table, frame) for table, frame in tables.items() if len(_own(frame, gpus_of(tables)[name]))}
-    return fit_gpu(gpu, families(tables, gpu, gpus_of(tables)[name]), {"default": "measured kernel times, by table; see each family", **sources}, seed)
+    own = gpus_of(tables)[name]
+    sources = {table: provenance(folder, table, frame) for table, frame in tables.items() if frame["gpu"].isin(own).any()}
+    return fit_gpu(
+        gpu, families(tables, gpu, own), {"default": "measured kernel times, by table; see each family", **sources}, seed
+    )
 
 
-def _own(frame: object, spellings: list[str]) -> object:
-    return frame[frame["gpu"].isin(spellings)]  # type: ignore[index]
-
-
-def provenance(folder: Path, table: str, frame: object) -> str:
+def provenance(folder: Path, table: str, frame: Any) -> str:
     """Where a table's rows come from: framework and version as recorded in it, and the digest of the file read."""
-    columns = getattr(frame, "columns", ())
+    columns = frame.columns
     versions = ""
     if "framework_version" in columns:
-        pairs = frame[["framework", "framework_version"]].drop_duplicates()  # type: ignore[index]
+        pairs = frame[["framework", "framework_version"]].drop_duplicates()
         versions = ", ".join(sorted(f"{a} {b}" for a, b in pairs.itertuples(index=False)))
     path = next(p for p in (folder / f"{table}.parquet", folder / f"{table}.csv") if p.exists())
     origin = {"aic": "AIConfigurator 0.12.0 (Apache-2.0)", "vidur": "Vidur 7d47513 (MIT)"}.get(table.split("_")[0], "own measurements")

@@ -76,7 +76,9 @@ def stiffness(axes: Sequence[Sequence[float]], strengths: Sequence[float], bends
         if len(nodes) > 2 and bend:
             before, after = spacing[:-1], spacing[1:]
             scale = np.sqrt(bend * (before + after) / 2)
-            turn = sparse.diags([scale / before, -scale * (1 / before + 1 / after), scale / after], [0, 1, 2], shape=(len(nodes) - 2, len(nodes)))
+            turn = sparse.diags(
+                [scale / before, -scale * (1 / before + 1 / after), scale / after], [0, 1, 2], shape=(len(nodes) - 2, len(nodes))
+            )
             line = line + turn.T @ turn
         form = sparse.identity(1)
         for j, other in enumerate(axes):

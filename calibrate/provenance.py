@@ -16,7 +16,11 @@ MAX_PACKED_BYTES = 300_000
 
 def to_toml(calibration: Calibration) -> str:
     """The calibration's text: sources, then one table per family."""
-    lines = ["# Written by `roofplan calibrate fit`; do not edit. Coefficients and residuals of each kernel family; see its source.", "", "[sources]"]
+    lines = [
+        "# Written by `roofplan calibrate fit`; do not edit. Coefficients and residuals of each kernel family; see its source.",
+        "",
+        "[sources]",
+    ]
     lines += [f"{_key(k)} = {_text(v)}" for k, v in calibration.sources.items()]
     for key, fit in calibration.families.items():
         lines += ["", f"[families.{_key(key)}]", *_family(fit)]
@@ -24,13 +28,18 @@ def to_toml(calibration: Calibration) -> str:
 
 
 def _family(fit: FamilyFit) -> list[str]:
-    lines = [f"source = {_text(fit.source)}", f"n_rows = {fit.n_rows}", f"error = {fit.error_frac:.4g}", f"p90_error = {fit.p90_error_frac:.4g}"]
+    lines = [
+        f"source = {_text(fit.source)}",
+        f"n_rows = {fit.n_rows}",
+        f"error = {fit.error_frac:.4g}",
+        f"p90_error = {fit.p90_error_frac:.4g}",
+    ]
     if fit.coefficients:
         lines.append("coefficients = { " + ", ".join(f"{k} = {v:.6g}" for k, v in fit.coefficients.items()) + " }")
     else:
         lines.append("coefficients = {}")
     if fit.axes:
-        lines += [f"first = {fit.first}", f"step = {fit.step:.6g}", f"axes = [{', '.join(_numbers(a) for a in fit.axes)}]"]
+        lines += [f"first = {fit.first}", f"step = {fit.step:.6g}", f"axes = [{','.join(_numbers(a) for a in fit.axes)}]"]
     if fit.labels:
         lines.append(f"labels = [{', '.join(map(_text, fit.labels))}]")
     if fit.interval_edges:
@@ -41,7 +50,7 @@ def _family(fit: FamilyFit) -> list[str]:
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return "[" + ", ".join(f"{v:.6g}" for v in values) + "]"
+    return "[" + ",".join(f"{v:.6g}" for v in values) + "]"
 
 
 def _key(name: str) -> str:
@@ -54,7 +63,8 @@ def _text(value: str) -> str:
 
 def packed(calibration: Calibration) -> bytes:
     """The correction codes, compressed (xz)."""
-    return lzma.compress(calibration.codes.tobytes(), preset=9 | lzma.PRESET_EXTREME)
+    literal = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
+    return lzma.compress(calibration.codes.tobytes(), filters=[literal])
 
 
 def save(calibration: Calibration, folder: Path) -> Path:

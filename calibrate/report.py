@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..costmodels.arrays import Array
+from ..costmodels.arrays import Array, Rows
 from ..scenarios.errors import BadInput
 from .check import Checked
 
@@ -76,7 +76,12 @@ def worst_table(parts: Sequence[Checked]) -> str:
         error = part.predicted_s / part.measured_s - 1
         for i in np.argsort(-np.abs(error))[:WORST]:
             shape = ", ".join(f"{k}={v[i]:g}" for k, v in part.rows.items() if v.dtype.kind == "f" and k not in ("latency_us", "n_samples"))
-            found.append((float(abs(error[i])), f"<tr><td>{part.gpu}</td><td>{part.family}</td><td>{shape}</td><td>{100 * error[i]:+.0f} %</td></tr>"))
+            found.append(
+                (
+                    float(abs(error[i])),
+                    f"<tr><td>{part.gpu}</td><td>{part.family}</td><td>{shape}</td><td>{100 * error[i]:+.0f} %</td></tr>",
+                )
+            )
     rows = "".join(row for _, row in sorted(found, key=lambda f: -f[0])[:WORST])
     return f"<h3>Worst rows</h3><table border=1><tr><th>GPU</th><th>family</th><th>shape</th><th>error</th></tr>{rows}</table>"
 
@@ -98,5 +103,5 @@ def _joined(parts: Sequence[Checked]) -> tuple[Array, Array]:
     return np.concatenate([c.measured_s for c in parts]), np.concatenate([c.predicted_s for c in parts])
 
 
-def _sample(n: int) -> Array:
+def _sample(n: int) -> Rows:
     return np.arange(n) if n <= MAX_POINTS else np.linspace(0, n - 1, MAX_POINTS).astype(int)

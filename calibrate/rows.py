@@ -62,7 +62,9 @@ def _clean(frame: Any, path: Path, columns: tuple[str, ...]) -> Any:
         if name in TEXT:
             frame[name] = frame[name].astype(str)
         elif frame[name].dtype.kind not in "iuf":
-            raise BadFile(f"{path}: column {name} must hold numbers, it holds {frame[name].iloc[0]!r}" if len(frame) else f"{path}: has no rows")
+            raise BadFile(
+                f"{path}: column {name} must hold numbers, it holds {frame[name].iloc[0]!r}" if len(frame) else f"{path}: has no rows"
+            )
     good = np.isfinite(frame["latency_us"]) & (frame["latency_us"] > 0)
     if not good.any():
         raise BadFile(f"{path}: no row has a positive latency_us")
@@ -154,4 +156,6 @@ def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bou
         rows["message_bytes"], rows["num_gpus"] = rows["bytes"], rows["num_workers"]
     if kind in ("collective", "custom_allreduce"):
         return curves.collective(key, rest.split(".")[0] if kind == "collective" else "all_reduce", rows, link, source)
-    raise BadInput(f"family {key!r} is of no known kind; legal: gemm, attention, mla, moe, moe_alltoall, collective, custom_allreduce, stream")
+    raise BadInput(
+        f"family {key!r} is of no known kind; legal: gemm, attention, mla, moe, moe_alltoall, collective, custom_allreduce, stream"
+    )

@@ -24,7 +24,9 @@ def pandas() -> Any:
         import pandas
         import pyarrow  # noqa: F401
     except ImportError:
-        raise BadInput("reading measurement tables needs pandas and pyarrow; install them with: pip install 'roofplan[calibrate]'") from None
+        raise BadInput(
+            "reading measurement tables needs pandas and pyarrow; install them with: pip install 'roofplan[calibrate]'"
+        ) from None
     return pandas
 
 
@@ -39,7 +41,9 @@ def read_frame(path: Path, columns: Sequence[str]) -> Any:
         raise BadFile(f"{path}: not a readable {path.suffix.lstrip('.')} table: {str(error).splitlines()[0][:120]}") from None
     missing = [c for c in columns if c not in frame.columns]
     if missing:
-        raise BadFile(f"{path}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has {', '.join(map(str, frame.columns[:12]))}")
+        raise BadFile(
+            f"{path}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has {', '.join(map(str, frame.columns[:12]))}"
+        )
     return frame
 
 

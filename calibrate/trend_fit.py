@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ..costmodels.arrays import Array
+from ..costmodels.arrays import Array, Rows
 from .grid_fit import scipy_sparse
 
 MAX_ROWS = 4000
@@ -29,7 +29,11 @@ def is_fraction(name: str) -> bool:
 
 
 def fit_trend(
-    price: Callable[[Mapping[str, float], Array], Array], seconds: Array, start: Mapping[str, float], choices: Mapping[str, tuple[float, ...]], seed: int
+    price: Callable[[Mapping[str, float], Rows], Array],
+    seconds: Array,
+    start: Mapping[str, float],
+    choices: Mapping[str, tuple[float, ...]],
+    seed: int,
 ) -> dict[str, float]:
     """The coefficients that minimise ``Σ soft-L1(ln(price/seconds)/0.1)``; ``choices`` are tried one by one and held fixed.
 
@@ -43,7 +47,10 @@ def fit_trend(
     measured = seconds[rows]
     names = [n for n in start if n not in choices]
     free = np.array([to_free(n, start[n]) for n in names])
-    bounds = (np.array([-8.0 if is_fraction(n) else f - 6 for n, f in zip(names, free, strict=True)]), np.array([8.0 if is_fraction(n) else f + 5 for n, f in zip(names, free, strict=True)]))
+    bounds = (
+        np.array([-8.0 if is_fraction(n) else f - 6 for n, f in zip(names, free, strict=True)]),
+        np.array([8.0 if is_fraction(n) else f + 5 for n, f in zip(names, free, strict=True)]),
+    )
     best: tuple[float, dict[str, float]] | None = None
     for held in _combinations(choices):
 

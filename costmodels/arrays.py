@@ -11,6 +11,9 @@ Array = NDArray[np.float64]
 Reals = float | int | NDArray[np.float64] | NDArray[np.int64]
 """A number or an array of numbers; costs broadcast and return float64 arrays (0-d for plain numbers)."""
 
+Rows = NDArray[np.intp]
+"""Indices of rows."""
+
 CHUNK = 8192
 """Points priced at a time: their temporaries stay in the core's cache."""
 

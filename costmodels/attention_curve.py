@@ -54,7 +54,18 @@ class AttentionWork:
 
 
 def attention_work(
-    *, batch: Reals, q: Reals, kv: Reals, heads: Reals, kv_heads: Reals, qk: Reals, v: Reals, causal: bool, window: Reals, kv_bytes: Reals, peak: float
+    *,
+    batch: Reals,
+    q: Reals,
+    kv: Reals,
+    heads: Reals,
+    kv_heads: Reals,
+    qk: Reals,
+    v: Reals,
+    causal: bool,
+    window: Reals,
+    kv_bytes: Reals,
+    peak: float,
 ) -> AttentionWork:
     """Derive pairs and reach from the call's own numbers (see AttentionWork); ``qk > v > 256`` means cached latents."""
     b, q, kv, h, g, qk, v, w, narrow = as_floats(batch, q, kv, heads, kv_heads, qk, v, window, kv_bytes)

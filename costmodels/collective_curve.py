@@ -31,7 +31,7 @@ def collective_coordinates(n_bytes: Array, n_ranks: Array) -> tuple[Array, Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
-    """One dispatch or combine of expert parallelism: ``tokens`` per rank of ``hidden`` elements, each to ``topk`` experts over ``ep`` ranks."""
+    """One dispatch or combine of experts: ``tokens`` per rank of ``hidden`` elements, each to ``topk`` experts on ``ep`` ranks."""
 
     tokens: Array
     hidden: Array

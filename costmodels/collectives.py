@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..scenarios.calibration import Calibration
 from ..scenarios.hardware import Accelerator, Cluster, Link
 from .arrays import Array, Reals, as_floats
+from .collective_curve import (
+    Dispatch,
+    collective_coordinates,
+    collective_trend_s,
+    dispatch_coordinates,
+    dispatch_element_bytes,
+    dispatch_trend_s,
+    wire_bytes,
+)
+from .grid_curve import GridCurve
 
 WIRE = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0}
 """Bytes each rank sends per byte of message between nodes, times ``(n−1)/n``: the bus-bandwidth convention of nccl-tests."""
 
 
-def wire_bytes(op: str, n_bytes: Array, n_ranks: Array) -> Array:
-    """Bytes each rank must send inside a node: ``bytes`` for an all-reduce (the switch can add) and p2p, else ``(n−1)/n·bytes``."""
-    if op in ("all_reduce", "p2p"):
-        return np.where(n_ranks > 1, n_bytes, 0.0)
-    return n_bytes * np.maximum(n_ranks - 1, 0) / np.maximum(n_ranks, 1)
-
 HOP_LATENCIES = 4.3
 """One step of a collective between nodes (proxy, write, flag, acknowledgement) in one-way link latencies. Source: two nodes of A100 on
 InfiniBand take 28 to 40 us longer than one for a small all-reduce (Vidur's network tables: 2 tree hops of 3.3 us links), and each of the
 15 and 31 ring steps of tensor parallelism over 2 and 4 EFA nodes takes 45 to 55 us (fitted rows of the nanotron grid; 10.9 us links)."""
+
+
+SIZES = tuple(float(2 ** (octave / 4)) for octave in range(4 * 8, 4 * 34 + 1))
+RANKS = (2.0, 4.0, 8.0, 16.0, 32.0, 72.0, 144.0, 576.0)
+"""Nodes of a collective's curve inside one node or NVLink domain: bytes (quarter octaves from 256 B to 16 GiB) and ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +49,33 @@ class Network:
     intra: Link
     inter: Link
     calibration: Calibration
+    _curves: dict[str, GridCurve] = field(default_factory=dict, repr=False, compare=False)
 
-    def all_reduce_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
-        """``2·(n−1)/n·bytes`` per rank inside a node; across nodes: reduce-scatter inside, all-reduce across, all-gather inside."""
-        return self._collective_s("all_reduce", n_bytes, n_ranks, stride)
+    def all_reduce_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1, dtype: str = "bf16") -> Array:
+        """At least ``bytes`` per rank inside a node (the switch may add); across nodes: reduce-scatter, all-reduce across, all-gather.
+
+        ``dtype="int8"`` prices integer sums, which switches do not add.
+        """
+        return self._collective_s("all_reduce.int8" if dtype == "int8" else "all_reduce", n_bytes, n_ranks, stride)
+
+    def custom_all_reduce_s(self, n_bytes: Reals, n_ranks: Reals, mode: str = "graph") -> Array:
+        """A serving engine's own all-reduce of tensor parallelism inside a node, in a CUDA ``graph`` or launched ``eager``-ly."""
+        size, n = np.broadcast_arrays(*as_floats(n_bytes, n_ranks))
+        price = self._level_s("all_reduce", size, n, f"custom_allreduce.{mode}")
+        return np.where((n > 1) & (size > 0), price, 0.0)
+
+    def dispatch_s(
+        self, tokens: Reals, hidden: Reals, topk: Reals, ep: Reals, backend: str = "deepep_ht", phase: str = "dispatch"
+    ) -> Array:
+        """Seconds of one ``dispatch`` or ``combine`` of expert parallelism inside a node: ``tokens`` per rank to ``topk`` experts each."""
+        t, h, k, ep_ = np.broadcast_arrays(*as_floats(tokens, hidden, topk, ep))
+        work = Dispatch(tokens=t, hidden=h, topk=k, ep=ep_, element_bytes=dispatch_element_bytes(phase))
+        key = f"moe_alltoall.{backend}.{phase}"
+        fit = self.calibration.fit(key)
+        price = dispatch_trend_s(work, self.intra.bytes_per_s, fit.coefficients)
+        if fit.axes:
+            price = price * np.exp(GridCurve.of(fit.axes, self.calibration.correction(fit)).log_factor(*dispatch_coordinates(work)))
+        return np.where((t > 0) & (ep_ > 1), np.maximum(price, work.remote_bytes / self.intra.bytes_per_s), 0.0)
 
     def all_gather_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
         """``(n−1)/n·bytes`` received per rank, ``n_bytes`` being the gathered result."""
@@ -94,6 +124,7 @@ class Network:
         """Seconds no algorithm can beat: bytes each rank must send over its link, and each node's bytes over its NICs."""
         size, n, step = np.broadcast_arrays(*as_floats(n_bytes, n_ranks, stride))
         r, nodes = self._shape(n, step)
+        op = op.removesuffix(".int8")
         wire = WIRE[op] * size
         near = wire_bytes(op, size * r / n if op == "all_to_all" else size, r) / self.intra.bytes_per_s
         out = wire * (n - r) / n if op == "all_to_all" else wire * (nodes - 1) / nodes / r
@@ -107,8 +138,9 @@ class Network:
         else:
             # a ring's link between nodes passes n - 1 chunks one after another; an all-reduce may take a tree instead
             tree = 2 * np.log2(np.maximum(nodes, 2))
-            hops = np.minimum(2 * (n - 1), tree) if op == "all_reduce" else n - 1
-            across = self._cross_s(op, WIRE[op] * size / r * (nodes - 1) / nodes, hops, self._nic_share())
+            plain = op.removesuffix(".int8")
+            hops = np.minimum(2 * (n - 1), tree) if plain == "all_reduce" else n - 1
+            across = self._cross_s(plain, WIRE[plain] * size / r * (nodes - 1) / nodes, hops, self._nic_share())
             price = np.where(nodes > 1, self._level_s(op, size, r) + across, self._level_s(op, size, n))
         price = np.maximum(price, self.floor_s(op, size, n, step))
         return np.where((n > 1) & (size > 0), price, 0.0)
@@ -121,44 +153,27 @@ class Network:
     def _nic_share(self) -> float:
         return min(self.cluster.nics_per_node * self.inter.bytes_per_s / self.cluster.gpus_per_node, self.intra.bytes_per_s)
 
-    def _level_s(self, op: str, size: Array, n: Array) -> Array:
-        """Inside a node: bytes over the measured fraction of the link, held above the largest size; below the smallest the time is held."""
-        ranks, log_size, log_frac = self._table(op)
-        at = np.clip(np.log2(np.maximum(size, 1)), log_size[0], log_size[-1])
-        used = np.maximum(size, 2.0 ** log_size[0])
-        frac = _bilinear(ranks, log_size, log_frac, np.log2(np.maximum(n, 1)), at)
-        out: Array = wire_bytes(op, used, n) / (self.intra.bytes_per_s * np.exp2(frac))
-        return out
+    def _level_s(self, op: str, size: Array, n: Array, family: str = "") -> Array:
+        """Inside a node: the fitted curve, never falling as messages grow; held below SIZES, bytes over bandwidth above them."""
+        key = family or f"collective.{op}"
+        if key not in self._curves:
+            self._curves[key] = self._level_curve(key, op.removesuffix(".int8"))
+        seconds = np.exp(self._curves[key].log_factor(np.maximum(size, 1), np.maximum(n, 1)).astype(np.float64))
+        price = seconds * np.maximum(size / SIZES[-1], 1)
+        return np.where(n > 1, np.maximum(price, wire_bytes(op.removesuffix(".int8"), size, n) / self.intra.bytes_per_s), 0.0)
 
-    def _table(self, op: str) -> tuple[Array, Array, Array]:
-        c = self.calibration.fit(f"collective.{op}").coefficients
-        return _unpack(tuple(sorted(c.items())))
+    def _level_curve(self, key: str, op: str) -> GridCurve:
+        """``ln(seconds)`` of a family over SIZES and RANKS: trend times correction, raised to the largest time of any smaller message."""
+        fit = self.calibration.fit(key)
+        size, n = np.meshgrid(np.array(SIZES), np.array(RANKS), indexing="ij")
+        seconds = collective_trend_s(op, size, n, self.intra.bytes_per_s, fit.coefficients)
+        if fit.axes:
+            table = GridCurve.of(fit.axes, self.calibration.correction(fit))
+            seconds = seconds * np.exp(table.log_factor(*collective_coordinates(size, n)))
+        return GridCurve.of((SIZES, RANKS), np.log(np.maximum.accumulate(seconds, axis=0)))
 
     def _cross_s(self, op: str, sent: Array, hops: Reals, share: float | Array) -> Array:
         """Across nodes: ``hops · HOP_LATENCIES · link latency + bytes / (NIC share · achieved fraction)``."""
         c = self.calibration.fit(f"internode.{op}", "internode.all_reduce").coefficients
         out: Array = HOP_LATENCIES * self.inter.latency_s * as_floats(hops)[0] + sent / (share * c["link_frac"])
         return out
-
-
-@cache
-def _unpack(items: tuple[tuple[str, float], ...]) -> tuple[Array, Array, Array]:
-    """Coefficients ``n2_20 = 0.61`` (ranks, log2 bytes -> bus-bandwidth fraction) as axes and log2 values."""
-    table: Mapping[tuple[int, int], float] = {tuple(map(int, k[1:].split("_"))): v for k, v in items}  # type: ignore[misc]
-    ranks = sorted({r for r, _ in table})
-    sizes = sorted({s for _, s in table})
-    values = np.log2(np.array([[table[r, s] for s in sizes] for r in ranks]))
-    return np.log2(np.array(ranks, float)), np.array(sizes, float), values
-
-
-def _bilinear(x: Array, y: Array, table: Array, at_x: Array, at_y: Array) -> Array:
-    """Table value at each point, linear between nodes, held beyond the edges."""
-    i = np.clip(np.searchsorted(x, at_x, side="right") - 1, 0, max(len(x) - 2, 0))
-    j = np.clip(np.searchsorted(y, at_y, side="right") - 1, 0, len(y) - 2)
-    v = np.clip((at_y - y[j]) / (y[j + 1] - y[j]), 0, 1)
-    low = table[i, j] * (1 - v) + table[i, j + 1] * v
-    if len(x) == 1:
-        return np.asarray(low)
-    u = np.clip((at_x - x[i]) / (x[i + 1] - x[i]), 0, 1)
-    high = table[i + 1, j] * (1 - v) + table[i + 1, j + 1] * v
-    return np.asarray(low * (1 - u) + high * u)

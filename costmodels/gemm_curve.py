@@ -9,7 +9,17 @@ import numpy as np
 from ..scenarios.hardware import Accelerator
 from .arrays import Array, Reals, as_floats, soft_max
 
-WEIGHT_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "tf32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
+WEIGHT_BYTES = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp32": 4.0,
+    "tf32": 4.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "mxfp8": 1.0,
+    "int8": 1.0,
+    "nvfp4": 0.5625,
+}
 """Bytes of one stored weight element; nvfp4 is 4 bits and one 8-bit scale per 16 elements."""
 
 

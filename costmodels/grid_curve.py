@@ -65,7 +65,7 @@ class GridCurve:
         return GridCurve(made, np.ascontiguousarray(values, np.float32).ravel(), corners, tuple(strides))
 
     def log_factor(self, *coordinates: Array) -> Floats32:
-        """``ln(time / trend)`` at each point; coordinates (positive, one array per axis) broadcast. Beyond the nodes the edge value holds."""
+        """``ln(time / trend)`` at each point; coordinates (positive, one array per axis) broadcast; edges hold beyond the nodes."""
         used = [(axis, x) for axis, x in zip(self.axes, coordinates, strict=True) if len(axis.nodes) > 1]
         shape = np.broadcast_shapes(*(np.shape(x) for x in coordinates))
         base: Any = 0

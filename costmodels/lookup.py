@@ -18,7 +18,9 @@ def format_keys(family: str, dtype: str) -> tuple[str, ...]:
     return tuple(f"{family}.{d}" for d in dict.fromkeys((dtype, FORMAT_KIN.get(dtype, dtype), "fp8", "bf16")))
 
 
-def attention_keys(phase: str, qk_dim: float, v_dim: float, window_tokens: float, kv_dtype: str, families: Iterable[str]) -> tuple[str, ...]:
+def attention_keys(
+    phase: str, qk_dim: float, v_dim: float, window_tokens: float, kv_dtype: str, families: Iterable[str]
+) -> tuple[str, ...]:
     """Fits to try for attention: latents (``qk > v``) go to ``mla.<phase>``; else the nearest head dimension, window and cache format."""
     return _nearest(phase, qk_dim, v_dim, window_tokens, kv_dtype not in ("bf16", "fp16"), tuple(families))
 
@@ -35,4 +37,9 @@ def _distance(name: str, latent: bool, v_dim: float, window: float, narrow: bool
     own_window = next((float(p[1:]) for p in parts if p[0] == "w"), NO_WINDOW)
     own_dim = next((float(p[2:]) for p in parts if p.startswith("hd")), v_dim or 1.0)
     wanted = min(window or NO_WINDOW, NO_WINDOW)
-    return float(name.startswith("mla.") != latent), abs(log2(max(v_dim, 1.0) / own_dim)), abs(log2(own_window / wanted)), float(("fp8" in parts) != narrow)
+    return (
+        float(name.startswith("mla.") != latent),
+        abs(log2(max(v_dim, 1.0) / own_dim)),
+        abs(log2(own_window / wanted)),
+        float(("fp8" in parts) != narrow),
+    )

@@ -22,7 +22,7 @@ SKEWS = {"balanced": 0, "power_law_1.01": 1, "power_law_1.2": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeWork:
-    """One layer on one rank: ``tokens`` enter over all expert-parallel ranks; the rank holds ``experts/ep`` experts of width ``inter/tp``."""
+    """One layer on one rank: ``tokens`` enter over all ``ep`` ranks; the rank holds ``experts/ep`` experts of width ``inter/tp``."""
 
     tokens: Array
     hidden: Array

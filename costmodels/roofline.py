@@ -9,7 +9,15 @@ import numpy as np
 from ..scenarios.calibration import Calibration, FamilyFit
 from ..scenarios.hardware import Accelerator
 from .arrays import Array, Reals, as_floats, in_chunks, soft_max
-from .attention_curve import AttentionWork, attention_floor_s, attention_work, decode_coordinates, decode_trend_s, prefill_coordinates, prefill_trend_s
+from .attention_curve import (
+    AttentionWork,
+    attention_floor_s,
+    attention_work,
+    decode_coordinates,
+    decode_trend_s,
+    prefill_coordinates,
+    prefill_trend_s,
+)
 from .gemm_curve import gemm_bytes, gemm_floor_s, gemm_trend_s, weight_bytes
 from .grid_curve import GridCurve
 from .lookup import attention_keys, format_keys
@@ -66,17 +74,20 @@ class Roofline:
     ) -> Array:
         """Seconds of fused attention of one layer: ``batch`` sequences, the last ``q_tokens`` of ``kv_tokens`` ask.
 
-        One query token prices as decode (split over the cache), more as prefill, unless ``phase`` names either. ``backward=True`` gives the backward pass alone:
-        forward time less its launch, times the measured backward/forward ratio (2.5 times the FLOPs at a lower efficiency).
+        One query token prices as decode (split over the cache), more as prefill, unless ``phase`` names either.
+        ``backward=True`` gives the backward pass alone: forward time less its launch, times the published backward/forward ratio
+        (2.5 times the FLOPs at a lower efficiency).
         ``kernel="best"`` is the one measured in serving engines (paged FA2 on Ampere, FA3 on Hopper, TensorRT-LLM on Blackwell);
         ``"fa2"`` is plain FlashAttention-2, which training frameworks without FA3 run.
         """
-        window, dims, kv_bytes = np.asarray(window_tokens), (float(np.max(qk_dim)), float(np.max(v_dim))), weight_bytes(kv_dtype)
-        reach = float(np.max(np.where(window >= kv_tokens, 0, window))) if window.size else 0.0
+        dims, kv_bytes = (float(np.max(qk_dim, initial=1)), float(np.max(v_dim, initial=1))), weight_bytes(kv_dtype)
+        reach = float(np.max(np.where(np.greater_equal(window_tokens, kv_tokens), 0, window_tokens), initial=0))
         peak = self.gpu.peak_flops_per_s(dtype)
 
         def price(b: Array, q: Array, kv: Array, h: Array, g: Array, qk: Array, v: Array, w: Array) -> Array:
-            work = attention_work(batch=b, q=q, kv=kv, heads=h, kv_heads=g, qk=qk, v=v, causal=causal, window=w, kv_bytes=kv_bytes, peak=peak)
+            work = attention_work(
+                batch=b, q=q, kv=kv, heads=h, kv_heads=g, qk=qk, v=v, causal=causal, window=w, kv_bytes=kv_bytes, peak=peak
+            )
             floor = attention_floor_s(work, self.gpu)
             one = q <= 1 if not phase else np.full(q.shape, phase == "decode")
             launch = 0.0
@@ -173,7 +184,11 @@ class Roofline:
         ``tokens`` enter over all ``ep`` ranks; ``inter`` is split ``tp`` ways; ``routing`` is a key of SKEWS; ``kernel`` names a measured
         backend (default: the one with most measurements). One shape per call: its own correction applies if it was measured.
         """
-        keys = [k for k in self.calibration.families if k.startswith(f"moe.{dtype}.") and k.count(".") == 2 and (not kernel or k.endswith(kernel))]
+        keys = [
+            k
+            for k in self.calibration.families
+            if k.startswith(f"moe.{dtype}.") and k.count(".") == 2 and (not kernel or k.endswith(kernel))
+        ]
         best = max(keys, key=lambda k: self.calibration.families[k].n_rows, default=f"moe.{dtype}.{kernel}")
         key, fit = self._fit((best,))
         own = self.calibration.families.get(f"{key}.shapes")
@@ -219,7 +234,7 @@ class Roofline:
         return self._fit((family, *format_keys("gemm", family.rpartition(".")[2])))[1].error_frac
 
     def interval_frac(self, family: str, price_s: Reals, octaves_beyond: Reals = 0) -> Array:
-        """Half width of the 80 % interval around a price, as a fraction: by size of the price, wider per octave outside the measured sizes."""
+        """Half width of the 80 % interval around a price, as a fraction of it; wider by each octave outside the sizes measured."""
         fit = self._fit((family, *format_keys("gemm", family.rpartition(".")[2])))[1]
         price, beyond = as_floats(price_s, octaves_beyond)
         if not fit.interval_edges:
@@ -238,5 +253,3 @@ class Roofline:
             fit = self.calibration.families.get(key)
             self._curves[key] = GridCurve.of(fit.axes, self.calibration.correction(fit)) if fit and fit.axes else None
         return self._curves[key]
-
-

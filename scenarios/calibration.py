@@ -26,7 +26,7 @@ class FamilyFit:
 
     ``coefficients`` belong to its trend (a formula of ``costmodels``); the correction ``ln(time / trend)`` is a table over ``axes``
     (node values, ascending) whose int8 codes start at cell ``first`` of the packed file, in units of ``step`` and as differences along
-    the last axis; no axes: no correction. ``labels`` name the nodes of a last axis that numbers shapes.
+    the first axis; no axes: no correction. ``labels`` name the nodes of a last axis that numbers shapes.
     ``error_frac`` is the median relative error on rows left out of the fit, ``p90_error_frac`` its 90th percentile; ``interval_frac[i]``
     is the half width that holds 80 % of the rows left out whose time lay between ``interval_edges[i]`` and the next edge (seconds);
     ``beyond_frac`` is the error added per octave outside the measured sizes. ``source`` says which rows were fitted.
@@ -78,7 +78,7 @@ class Calibration:
             return np.zeros(0, np.float32)
         size = int(np.prod(fit.shape))
         steps = self.codes[fit.first : fit.first + size].reshape(fit.shape)
-        return np.cumsum(steps, axis=-1, dtype=np.int8).astype(np.float32) * np.float32(fit.step)
+        return np.cumsum(steps, axis=0, dtype=np.int8).astype(np.float32) * np.float32(fit.step)
 
 
 TRANSFER_ERROR_FACTOR = 3.0

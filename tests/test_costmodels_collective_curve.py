@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from roofplan.costmodels.collective_curve import Dispatch, collective_trend_s, dispatch_coordinates, dispatch_element_bytes, dispatch_trend_s, wire_bytes
+from roofplan.costmodels.collective_curve import (
+    Dispatch,
+    collective_trend_s,
+    dispatch_coordinates,
+    dispatch_element_bytes,
+    dispatch_trend_s,
+    wire_bytes,
+)
 
 C = {"launch_s": 1e-6, "hop_s": 2e-6, "link_frac": 0.5, "sharpness": 1.0}
 

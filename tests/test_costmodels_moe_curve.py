@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from roofplan.costmodels.moe_curve import SKEWS, MoeWork, moe_coordinates, moe_floor_s, moe_own_coordinates, moe_shape, moe_trend_s, moe_work
+from roofplan.costmodels.moe_curve import (
+    SKEWS,
+    MoeWork,
+    moe_coordinates,
+    moe_floor_s,
+    moe_own_coordinates,
+    moe_shape,
+    moe_trend_s,
+    moe_work,
+)
 from roofplan.scenarios import registry
 
 H100 = registry.accelerator("h100-sxm")

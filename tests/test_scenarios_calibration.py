@@ -1,0 +1,107 @@
+"""Calibration files: read, checked, transferred to kin; every way a file can be wrong is one sentence."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+from roofplan.scenarios import registry
+from roofplan.scenarios.calibration import TRANSFER_ERROR_FACTOR, load_calibration, read_calibration, transfer
+from roofplan.scenarios.errors import BadFile, UnknownName
+from roofplan.scenarios.load import names
+
+TEXT = """
+[families."gemm.bf16"]
+source = "made up"
+n_rows = 3
+error = 0.1
+p90_error = 0.2
+coefficients = { launch_s = 1e-6 }
+first = 0
+step = 0.01
+axes = [[1, 2], [8, 16, 32]]
+interval_edges = [0, 0.001]
+interval = [0.3, 0.1]
+"""
+
+
+def write(folder: Path, text: str = TEXT, codes: bytes = bytes([1, 1, 1, 2, 0, 254])) -> Path:
+    path = folder / "card.toml"
+    path.write_text(text)
+    path.with_suffix(".xz").write_bytes(lzma.compress(codes))
+    return path
+
+
+def test_reads_tables_as_differences_along_the_first_axis(tmp_path: Path) -> None:
+    calibration = read_calibration(write(tmp_path))
+    table = calibration.correction(calibration.fit("gemm.bf16"))
+    assert table == pytest.approx(np.array([[0.01, 0.01, 0.01], [0.03, 0.01, -0.01]]))
+
+
+def test_first_of_several_names(tmp_path: Path) -> None:
+    calibration = read_calibration(write(tmp_path))
+    assert calibration.fit("gemm.fp8", "gemm.bf16").n_rows == 3
+    with pytest.raises(UnknownName, match=r"unknown kernel family in the calibration of card 'gemm.fp8'"):
+        calibration.fit("gemm.fp8")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.replace("[8, 16, 32]", "[8, 32, 16]"), "every axis must hold ascending positive nodes"),
+        (lambda t: t.replace("first = 0", "first = 1"), "its table needs cells 1 to 7, the packed file has 6"),
+        (lambda t: t.replace("interval = [0.3, 0.1]", "interval = [0.3]"), "2 interval edges for 1 widths"),
+        (lambda t: "codes = 1\n" + t, "codes belong in the .xz file beside it"),
+        (lambda t: t.replace("n_rows", "rows"), "unknown key"),
+    ],
+)
+def test_malformed_text(tmp_path: Path, change: object, sentence: str) -> None:
+    with pytest.raises(BadFile, match=sentence):
+        read_calibration(write(tmp_path, change(TEXT)))  # type: ignore[operator]
+
+
+def test_malformed_tables(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    packed = path.with_suffix(".xz")
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:-20])
+    with pytest.raises(BadFile, match="truncated"):
+        read_calibration(path)
+    packed.write_bytes(b"not xz at all")
+    with pytest.raises(BadFile, match="not readable calibration tables"):
+        read_calibration(path)
+    packed.write_bytes(lzma.compress(bytes(2**23 + 8)))
+    with pytest.raises(BadFile, match="holds more than"):
+        read_calibration(path)
+    packed.write_bytes(bytes(2**20 + 1))
+    with pytest.raises(BadFile, match="over the limit"):
+        read_calibration(path)
+
+
+def test_transfer_widens_every_error(tmp_path: Path) -> None:
+    own = read_calibration(write(tmp_path))
+    lent = transfer(own, "cousin")
+    assert (lent.name, lent.transferred_from) == ("cousin", "card")
+    assert lent.fit("gemm.bf16").error_frac == pytest.approx(0.1 * TRANSFER_ERROR_FACTOR)
+    assert lent.fit("gemm.bf16").interval_frac == pytest.approx((0.9, 0.3))
+
+
+@pytest.mark.parametrize("card", sorted(names("hardware")))
+def test_every_card_has_a_calibration_or_a_measured_kin(card: str) -> None:
+    calibration = load_calibration(registry.accelerator(card))
+    assert calibration.name == card
+    assert (calibration.transferred_from == "") == (card in names("calibrations"))
+    assert calibration.fit("gemm.bf16").n_rows > 1000
+
+
+@pytest.mark.parametrize("card", sorted(names("calibrations")))
+def test_shipped_files_are_small_and_physical(card: str) -> None:
+    path = names("calibrations")[card]
+    assert path.stat().st_size + path.with_suffix(".xz").stat().st_size <= 300_000
+    for key, fit in read_calibration(path).families.items():
+        assert fit.source, key
+        for name, value in fit.coefficients.items():
+            if name.endswith("_frac") and name != "l2_frac":
+                assert 0 < value <= 1, f"{card} {key} {name}"
