@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
+from pathlib import Path
 
 import pytest
 from emit_jobs import ALST, FACTS, job_of
+from roofplan.calibrate.training_plan import setting_of
+from roofplan.calibrate.training_rows import read_runs
 from roofplan.planner.emit.script import TRUTH_COLUMNS, emit, plan_json, template, truth_row
 from roofplan.planner.emit.target import CannotExpress
 
@@ -44,7 +48,23 @@ def test_truth_row_has_the_columns_of_measured_runs() -> None:
     assert tuple(row) == TRUTH_COLUMNS
     assert (row["sharding"], row["offload"], row["num_experts"], row["top_k"]) == ("zero2", "optimizer", 8, 2)
     both = truth_row(job_of(dp=8, zero_stage=3, offload_optimizer=1, offload_params=1))
-    assert (both["offload"], both["top_k"]) == ("both", "")
+    assert (both["offload"], both["top_k"]) == ("optimizer+params", "")
+
+
+def test_a_completed_row_is_read_back_as_the_plan(tmp_path: Path) -> None:
+    """What the script writes after a run is a measured run to ``roofplan validate --training``, of this very layout."""
+    job = job_of(**{**ALST, "dp": 2})
+    row = truth_row(job) | {"step_time_s": "12.5", "tokens_per_s_per_gpu": "10.0", "peak_mem_gb": "60.0"}
+    with (tmp_path / "measured.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    (run,) = read_runs(tmp_path / "measured.csv")
+    read = setting_of(run)
+    assert (read.model.name, read.cluster.n_gpus, read.work.seq_tokens, read.published_step_s) == ("llama3-8b", 16, 2**20, 12.5)
+    same = ("dp", "tp", "pp", "cp", "cp_kind", "zero_stage", "sharding", "micro_batch", "grad_accum", "recompute", "precision")
+    same += ("offload_optimizer", "offload_params", "offload_activations")
+    assert {f: getattr(read.plan, f) for f in same} == {f: getattr(job.plan, f) for f in same}
 
 
 def test_it_cannot_recompute_part_of_an_unfused_attention() -> None:

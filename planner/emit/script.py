@@ -50,7 +50,7 @@ def template(name: str) -> str:
 def plan_json(job: Job) -> dict[str, Any]:
     """The plan as the scripts read it: layout, workload, cluster, prediction and the row a measurement completes."""
     memory = job.facts.get("memory", {})
-    total = memory.get("total_bytes")
+    reserved = memory.get("total_bytes", 0.0) - memory.get("context_bytes", 0.0)
     plan = dataclasses.asdict(job.plan)
     plan["zero_stage"] = deepspeed.stage_of(job)
     return {
@@ -61,7 +61,7 @@ def plan_json(job: Job) -> dict[str, Any]:
         "plan": plan,
         "predicted": {
             "step_time_s": job.facts.get("step_time_s"),
-            "peak_gib": total / 2**30 if total else None,
+            "peak_gib": reserved / 2**30 if reserved else None,
             "tokens_per_s_per_gpu": job.facts.get("tokens_per_s_per_gpu"),
             "error_frac": job.facts.get("error_frac"),
         },
@@ -73,7 +73,8 @@ def truth_row(job: Job) -> dict[str, Any]:
     """One row of measured runs, all but what the run itself measures."""
     model, plan = job.model, job.plan
     stage = deepspeed.stage_of(job)
-    offloads = [name for name, part in (("optimizer", plan.offload_optimizer), ("params", plan.offload_params)) if part]
+    offloads = [name for name in ("optimizer", "params", "activations") if getattr(plan, f"offload_{name}")]
+    notes = [f"framework={plan.framework}", *(name for name in ("tiled_mlp", "fused_loss") if getattr(plan, name)), "memory in GiB"]
     row: dict[str, Any] = dict.fromkeys(TRUTH_COLUMNS, "")
     row |= {
         "id": "measured", "source": "roofplan-run", "model": model.name, "layers": model.n_layers, "hidden": model.hidden,
@@ -83,7 +84,8 @@ def truth_row(job: Job) -> dict[str, Any]:
         "ep": plan.ep, "dp": plan.dp, "sharding": f"zero{stage}" if stage and plan.sharding in ("ddp", "zero") else plan.sharding,
         "seq_parallel": int(plan.sequence_parallel and plan.tp > 1), "micro_batch": plan.micro_batch,
         "global_batch_seqs": job.global_batch, "seq_len": job.seq_tokens, "precision": plan.precision, "recompute": plan.recompute,
-        "offload": "both" if len(offloads) == 2 else "".join(offloads) or "none", "attention": plan.attention,
+        "offload": "+".join(offloads) or "none", "attention": plan.attention,
+        "notes": "; ".join(notes),
     }  # fmt: skip
     if model.n_experts:
         row |= {"top_k": model.top_k, "moe_ffn": model.moe_ffn_hidden, "shared_experts": model.n_shared_experts}

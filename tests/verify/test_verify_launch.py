@@ -39,12 +39,13 @@ def losses(log: str) -> list[float]:
     return [float(x) for x in re.findall(r"^step \d+: loss ([0-9.]+)", log, re.MULTILINE)]
 
 
-def test_torchrun_starts_train_py(tmp_path: Path) -> None:
-    """launch_torchrun.sh of an ALST plan for two GPUs, on two CPU ranks."""
+@pytest.mark.parametrize("launcher", ["launch_torchrun.sh", "launch_deepspeed.sh"])
+def test_launchers_start_train_py(launcher: str, tmp_path: Path) -> None:
+    """An ALST plan for two GPUs, on two CPU ranks."""
     folder = write_plan(tmp_path / "plan", cp=2, cp_kind="ulysses", zero_stage=3, recompute="full", tiled_mlp=1, fused_loss=1)
     script = folder / "train.py"
     script.write_text(WITHOUT_SHM + script.read_text())
-    found = losses(launch(folder, "launch_torchrun.sh"))
+    found = losses(launch(folder, launcher))
     assert len(found) == 4
     assert found[-1] < found[0]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .harness import exit_codes, run_ranks, run_script
+from .harness import EXTRA, exit_codes, needs_extra, run_ranks, run_script
 from .plans import job_of, write_deepspeed
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -47,6 +48,30 @@ def test_emitted_plan_trains(name: str, tmp_path: Path) -> None:
     row = (tmp_path / "measured.csv").read_text().splitlines()
     assert len(row) == 2
     assert len(row[0].split(",")) == len(row[1].split(","))
+
+
+@needs_extra
+def test_lora_trains_its_adapters_only(tmp_path: Path) -> None:
+    """With peft: the loss falls, and no other parameter has a gradient."""
+    write_deepspeed(tmp_path, job_of(dp=2, zero_stage=3, lora_rank=4, recompute="full"))
+    script = tmp_path / "train.py"
+    shown = "engine, *_ = deepspeed.initialize"
+    script.write_text(
+        script.read_text().replace(
+            shown, 'print("trained", {n.split(".")[-3] for n, p in wrapped.named_parameters() if p.requires_grad})\n    ' + shown
+        )
+    )
+
+    def rank_main(rank: int) -> None:
+        sys.path.append(str(EXTRA))
+        run_script(tmp_path, "train.py", "--tiny", "--steps", "6", "--lr", "0.1")
+
+    logs = run_ranks(2, tmp_path, rank_main)
+    found = losses(logs[0])
+    assert found[-1] < found[0] - 0.05, f"the loss did not fall: {found}"
+    trained = re.search(r"^trained (.*)$", logs[0], re.MULTILINE)
+    assert trained is not None
+    assert eval(trained.group(1)) == {"lora_A", "lora_B"}
 
 
 def test_bad_stage_is_refused_by_deepspeed(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def shrink(config, job, world):
     if plan["tp"] * plan["cp"] > world:
         plan["tp"] = 1
     plan["dp"] = world // (plan["tp"] * plan["cp"])
-    plan["hsdp_group"] = math.gcd(plan["hsdp_group"], plan["dp"])
+    plan["hsdp_group"] = plan["hsdp_group"] and math.gcd(plan["hsdp_group"], plan["dp"])
     group = config.num_attention_heads // config.num_key_value_heads
     kv = 8 if group == 1 else 2
     if kv * group % (plan["cp"] * plan["tp"]) or kv % plan["tp"]:
@@ -225,6 +225,7 @@ class Meter:
             print(f"step {step}: loss {loss:.4f}, {self.times[-1]:.3f} s, {rate:,.0f} tokens/s/GPU, peak {peak:.2f} GiB", flush=True)
 
     def peak_bytes(self):
+        """What torch's allocator reserved at most; the CUDA context is not in it, nor in the prediction."""
         return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
 
     def finish(self, out):
@@ -245,8 +246,8 @@ class Meter:
             "step_time_s": f"{step_s:.6f}", "tokens_per_s_per_gpu": f"{self.tokens / step_s / self.world:.3f}",
             "peak_mem_gb": f"{peak / 2**30:.3f}" if peak else "",
         }  # fmt: skip
-        if torch.cuda.is_available():
-            row["gpu"] = torch.cuda.get_device_name()
+        if not torch.cuda.is_available():
+            row["gpu"] = "cpu"
         with open(out, "w", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
