@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = ("scenarios", "costmodels", "sim", "planner", "calibrate", "kernels")
-DATA_SUFFIXES = {".toml", ".npz"}
+DATA_SUFFIXES = {".toml", ".xz"}
 
 
 def packaged_files() -> set[str]:
