@@ -94,7 +94,7 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
     if kind == "stream":
         return roofline.stream_s(6 * rows["num_tokens"] * rows["hidden"])
     if kind == "moe_alltoall":
-        return network.dispatch_s(*(rows[n] for n in ("num_tokens", "hidden_size", "topk", "ep_size")), *rest.split("."))
+        return network.dispatch_s(rows["num_tokens"], rows["hidden_size"], rows["topk"], rows["ep_size"], *rest.split("."))
     if family == "collective.p2p":
         return network.p2p_s(rows["bytes"], 1)
     if kind == "custom_allreduce":

@@ -60,7 +60,7 @@ def fit_family(bound: Bound, at: Rows, seed: int = 0) -> Fitted:
     table = _tabulate(coordinates, residual, bound.strengths, bound.bends, bound.min_octaves, bound.unit)
     if not bound.own_coordinates:
         return Fitted(coefficients, table)
-    left = residual - table.curve().log_factor(*coordinates)
+    left = residual - table.curve().log_factor(*coordinates).astype(np.float64)
     own = tuple(x[at] for x in bound.own_coordinates)
     numbers = np.arange(1.0, len(bound.labels) + 1)
     return Fitted(coefficients, table, _tabulate(own, left, bound.own_strengths, (), 0.05, bound.unit, last=numbers))

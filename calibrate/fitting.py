@@ -59,9 +59,7 @@ def _fit_one(folder: Path, name: str, seed: int) -> Calibration:
     gpu = registry.accelerator(name)
     own = gpus_of(tables)[name]
     sources = {table: provenance(folder, table, frame) for table, frame in tables.items() if frame["gpu"].isin(own).any()}
-    return fit_gpu(
-        gpu, families(tables, gpu, own), {"default": "measured kernel times, by table; see each family", **sources}, seed
-    )
+    return fit_gpu(gpu, families(tables, gpu, own), {"default": "measured kernel times, by table; see each family", **sources}, seed)
 
 
 def provenance(folder: Path, table: str, frame: Any) -> str:

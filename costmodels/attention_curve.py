@@ -20,6 +20,9 @@ def causal_pairs(q_tokens: Reals, kv_tokens: Reals, window_tokens: Reals = 0) ->
     ``Σ_{c=kv−q+1..kv} min(c, window)``; window 0 means no window. Shapes broadcast.
     """
     q, kv, window = as_floats(q_tokens, kv_tokens, window_tokens)
+    if not window.any():
+        asked = np.minimum(q, kv)
+        return asked * (kv - 0.5 * asked + 0.5)
     w = np.where(window > 0, np.minimum(window, kv), kv)
     return _capped_sum(kv, w) - _capped_sum(np.maximum(kv - q, 0), w)
 
@@ -69,10 +72,11 @@ def attention_work(
 ) -> AttentionWork:
     """Derive pairs and reach from the call's own numbers (see AttentionWork); ``qk > v > 256`` means cached latents."""
     b, q, kv, h, g, qk, v, w, narrow = as_floats(batch, q, kv, heads, kv_heads, qk, v, window, kv_bytes)
-    limited = np.where(w > 0, np.minimum(kv, w), kv)
+    limited = np.where(w > 0, np.minimum(kv, w), kv) if w.any() else kv
+    held = np.where(w > 0, np.minimum(kv, w + q - 1), kv) if w.any() else kv
     return AttentionWork(
         batch=b, q=q, kv=kv, pairs=causal_pairs(q, kv, w) if causal else q * limited, span=limited,
-        held=np.where(w > 0, np.minimum(kv, w + q - 1), kv), heads=h, kv_heads=g, qk=qk, v=v,
+        held=held, heads=h, kv_heads=g, qk=qk, v=v,
         kv_width=np.where((qk > v) & (v > 256), qk, qk + v), kv_bytes=narrow, peak_flops_per_s=peak,
     )  # fmt: skip
 

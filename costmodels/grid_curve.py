@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,40 +43,68 @@ class Axis:
         return cell, np.minimum(np.maximum(part, np.float32(0)), np.float32(1))
 
 
+MAX_SLICES = 256
+"""Slices of one curve kept for calls with the same plain numbers (a model's heads, a layer's width)."""
+
+
 @dataclass(frozen=True, slots=True)
 class GridCurve:
-    """``values`` (flat, row-major over ``axes``) is ``ln(time / trend)`` at the nodes."""
+    """``values`` (over ``axes``) is ``ln(time / trend)`` at the nodes; ``corners`` are the flat offsets of a cell's corners."""
 
     axes: tuple[Axis, ...]
     values: Floats32
     corners: NDArray[np.int32]
     strides: tuple[int, ...]
+    slices: dict[tuple[float, ...], GridCurve] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(axes: Sequence[Sequence[float]], values: NDArray[Any]) -> GridCurve:
-        """A curve from node coordinates and the table of logs of shape ``(len(axis) for axis in axes)``. Single-node axes drop out."""
-        kept = [i for i, a in enumerate(axes) if len(a) > 1]
-        shape = [len(axes[i]) for i in kept]
-        strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+        """A curve from node coordinates and the table of logs of shape ``(len(axis) for axis in axes)``."""
+        return GridCurve._made(tuple(Axis.of(a) for a in axes), np.asarray(values, np.float32))
+
+    @staticmethod
+    def _made(axes: tuple[Axis, ...], values: Floats32) -> GridCurve:
+        strides = [int(np.prod(values.shape[i + 1 :])) for i in range(values.ndim)]
         corners = np.zeros(1, np.int32)
-        for stride in reversed(strides):
-            corners = np.concatenate([corners, corners + stride]).astype(np.int32)
-        made = tuple(Axis.of(a) for a in axes)
-        return GridCurve(made, np.ascontiguousarray(values, np.float32).ravel(), corners, tuple(strides))
+        for axis, stride in zip(reversed(axes), reversed(strides), strict=True):
+            if len(axis.nodes) > 1:
+                corners = np.concatenate([corners, corners + stride]).astype(np.int32)
+        return GridCurve(axes, np.ascontiguousarray(values), corners, tuple(strides))
 
     def log_factor(self, *coordinates: Array) -> Floats32:
         """``ln(time / trend)`` at each point; coordinates (positive, one array per axis) broadcast; edges hold beyond the nodes."""
-        used = [(axis, x) for axis, x in zip(self.axes, coordinates, strict=True) if len(axis.nodes) > 1]
-        shape = np.broadcast_shapes(*(np.shape(x) for x in coordinates))
+        plain = tuple(float(x) if np.ndim(x) == 0 else 0.0 for x in coordinates)
+        if any(plain) and not all(plain):
+            arrays = [x for x, number in zip(coordinates, plain, strict=True) if not number]
+            return self._slice(plain).log_factor(*arrays)
         base: Any = 0
         parts = []
-        for (axis, x), stride in zip(used, self.strides, strict=True):
-            cell, part = axis.locate(np.log2(x, dtype=np.float32, casting="unsafe"))
-            base = base + cell * np.int32(stride)
-            parts.append(part)
-        found = self.values.take(np.add.outer(self.corners, base))
+        for axis, x, stride in zip(self.axes, coordinates, self.strides, strict=True):
+            if len(axis.nodes) > 1:
+                cell, part = axis.locate(np.log2(x, dtype=np.float32, casting="unsafe"))
+                base = base + cell * np.int32(stride)
+                parts.append(part)
+        found = self.values.ravel().take(np.add.outer(self.corners, base))
         for part in parts:
             half = len(found) // 2
             found = found[:half] + (found[half:] - found[:half]) * part
-        out: Floats32 = np.broadcast_to(found[0], shape)
+        out: Floats32 = np.broadcast_to(found[0], np.broadcast_shapes(*(np.shape(x) for x in coordinates)))
         return out
+
+    def _slice(self, plain: tuple[float, ...]) -> GridCurve:
+        """The curve with some coordinates fixed (0: free), kept for the next call."""
+        if plain not in self.slices:
+            if len(self.slices) >= MAX_SLICES:
+                self.slices.clear()
+            table, free = self.values, []
+            for i in reversed(range(len(plain))):
+                if not plain[i]:
+                    free.insert(0, self.axes[i])
+                    continue
+                cell, part = self.axes[i].locate(np.log2(np.float32(plain[i])))
+                table = (
+                    table.take(cell, axis=i)
+                    + (table.take(np.minimum(cell + 1, table.shape[i] - 1), axis=i) - table.take(cell, axis=i)) * part
+                )
+            self.slices[plain] = GridCurve._made(tuple(free), table)
+        return self.slices[plain]

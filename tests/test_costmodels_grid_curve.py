@@ -66,3 +66,13 @@ def test_locate_never_leaves_its_cell() -> None:
     assert cell.max() <= len(AXES[0]) - 2
     assert part.min() >= 0
     assert part.max() <= 1
+
+
+def test_plain_numbers_slice_the_table() -> None:
+    values = table(4)
+    curve = GridCurve.of(AXES, values)
+    x = np.array([0.3, 2.5, 17.0, 9999.0])
+    for z in (1.0, 40.0, 64.0, 5000.0):
+        sliced = curve.log_factor(x, np.array(1.0), np.array(z))
+        assert sliced == pytest.approx(curve.log_factor(x, np.full(4, 1.0), np.full(4, z)), abs=1e-5)
+        assert sliced == pytest.approx(curve.log_factor(x, np.array(1.0), np.array(z)), abs=0)
