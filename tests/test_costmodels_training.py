@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roofplan.costmodels.layer_time import layer_mix, layer_time
-from roofplan.costmodels.layers import layer_options
+from roofplan.costmodels.layer_time import layer_mix
 from roofplan.costmodels.overlap import SLOWDOWN, exposed
-from roofplan.costmodels.shard import shard
 from roofplan.costmodels.system import make_system
 from roofplan.costmodels.training import StepCost, train_step
 from roofplan.scenarios import registry
@@ -116,19 +114,6 @@ def test_kinds_of_layers_sum_to_the_model() -> None:
     for name in ("llama3-8b", "gemma2-9b", "deepseek-v3", "gpt-oss-20b"):
         assert sum(share for share, _, _ in layer_mix(registry.model(name))) == pytest.approx(1.0)
     assert layer_mix(registry.model("gemma2-9b")) == [(0.5, False, 0), (0.5, False, 4096)]
-
-
-def test_the_menu_of_a_layer_trades_bytes_for_seconds() -> None:
-    model, system = registry.model("llama3-8b"), make_system(registry.cluster("h100-sxm", 8), "deepspeed")
-    plan, work = ParallelPlan(cp=8, cp_kind="ulysses", zero_stage=3), TrainWorkload(seq_tokens=131072)
-    menu = {o.name: o for o in layer_options(model, plan, work, system)}
-    assert list(menu) == ["none", "selective", "remat", "full", "full+offload"]
-    assert float(menu["none"].time_s) < float(menu["remat"].time_s) < float(menu["full"].time_s) <= float(menu["full+offload"].time_s)
-    assert float(menu["none"].hbm_bytes) > float(menu["remat"].hbm_bytes) > float(menu["full"].hbm_bytes)
-    assert float(menu["full+offload"].hbm_bytes) == 0
-    assert float(menu["full+offload"].host_bytes) == float(menu["full"].hbm_bytes)
-    again = layer_time(model, dataclasses.replace(plan, recompute="full"), shard(model, plan, work), system)
-    assert float(menu["full"].time_s) > float(again.fwd_s + again.bwd_s)
 
 
 def test_dualpipe_hides_expert_messages_of_paired_chunks_and_shows_those_of_lone_ones() -> None:

@@ -14,6 +14,7 @@ from roofplan.planner.emit.write import write_folder
 
 from .plans import job_of
 
+pytest.importorskip("torch", reason="torch is not installed: tests/verify/install.sh")
 BIN = Path(sys.executable).parent
 WITHOUT_SHM = "import deepspeed, runpy, sys\ndeepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False\n"
 """DeepSpeed would compile an operator for minutes on a machine that has not yet; the launcher itself is unchanged."""
