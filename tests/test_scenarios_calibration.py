@@ -82,8 +82,9 @@ def test_malformed_tables(tmp_path: Path) -> None:
 
 def test_transfer_widens_every_error(tmp_path: Path) -> None:
     own = read_calibration(write(tmp_path))
-    lent = transfer(own, "cousin")
-    assert (lent.name, lent.transferred_from) == ("cousin", "card")
+    h100, h20 = registry.accelerator("h100-sxm"), registry.accelerator("h20")
+    lent = transfer(own, h100, h20)
+    assert (lent.name, lent.transferred_from) == ("h20", "card")
     assert lent.fit("gemm.bf16").error_frac == pytest.approx(0.1 * TRANSFER_ERROR_FACTOR)
     assert lent.fit("gemm.bf16").interval_frac == pytest.approx((0.9, 0.3))
 
@@ -105,3 +106,16 @@ def test_shipped_files_are_small_and_physical(card: str) -> None:
         for name, value in fit.coefficients.items():
             if name.endswith("_frac") and name != "l2_frac":
                 assert 0 < value <= 1, f"{card} {key} {name}"
+
+
+def test_prefill_traffic_moves_with_the_sms_and_waves_with_the_peak() -> None:
+    """H200 is H100 with faster memory: the same prefill takes the same time. B200 has 2.27 times the peak: waves are as much shorter."""
+    h100, h200, b200 = (registry.accelerator(name) for name in ("h100-sxm", "h200", "b200"))
+    own = load_calibration(h100)
+    key = "attention.prefill.hd128"
+    lent = transfer(own, h100, h200).fit(key).coefficients
+    assert lent["memory_frac"] * h200.hbm_bytes_per_s == pytest.approx(own.fit(key).coefficients["memory_frac"] * h100.hbm_bytes_per_s)
+    key = "attention.decode.hd128"
+    ratio = transfer(own, h100, b200).fit(key).coefficients["wave_s"] / own.fit(key).coefficients["wave_s"]
+    assert ratio == pytest.approx(989.4 / 2250)
+    assert transfer(own, h100, registry.accelerator("h20")).fit(key).coefficients["wave_s"] == own.fit(key).coefficients["wave_s"]
