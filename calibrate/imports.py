@@ -109,6 +109,8 @@ def _read(pd: Any, path: Path, gpu: str, table: str) -> Any:
     if table == "aic_custom_allreduce":
         frame = frame.rename(columns={"backend": "mode"})
     frame["gpu"] = gpu
+    for name in set(ABSENT) - set(frame.columns):
+        frame[name] = ABSENT[name]
     missing = [c for c in TABLES[table] if c not in frame]
     if missing:
         raise BadFile(f"{path}: lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns[:14]))}")
@@ -119,6 +121,9 @@ PREFERENCE = ("vllm", "nccl", "sglang", "trtllm")
 """Frameworks in order, where the one asked for has no table."""
 
 ELEMENT_BYTES = {"half": 2, "bfloat16": 2, "int8": 1, "float": 4}
+
+ABSENT = {"window_size": 0, "routing": "balanced"}
+"""Values of columns that older tables lack."""
 
 EXTRA = ("device", "framework", "framework_version", "kernel")
 """Columns kept for provenance where they exist."""
