@@ -178,5 +178,3 @@ def _unit(case: Case) -> float:
     if case.unit not in UNITS:
         raise BadInput(f"case {case.name}: unit {case.unit!r} is not known; legal: {', '.join(UNITS)}")
     return UNITS[case.unit]
-
-

@@ -117,9 +117,7 @@ def validate_serving_log(folder: Path) -> dict[str, Any]:
                     "error_frac": found / published - 1,
                 }
             )
-    worst: dict[str, float] = {
-        metric: max(abs(r["error_frac"]) for r in rows if r["metric"] == metric) for metric in measured
-    }
+    worst: dict[str, float] = {metric: max(abs(r["error_frac"]) for r in rows if r["metric"] == metric) for metric in measured}
     summary = {"n_requests": len(work), "preemptions": result.n_preempted, "kv_blocks": result.memory.kv_blocks, "worst_error_frac": worst}
     return {"rows": rows, "skipped": [], "summary": {folder.name: summary}}
 
