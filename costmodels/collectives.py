@@ -16,6 +16,7 @@ from .collective_curve import (
     dispatch_coordinates,
     dispatch_element_bytes,
     dispatch_trend_s,
+    rising,
     wire_bytes,
 )
 from .grid_curve import GridCurve
@@ -163,14 +164,14 @@ class Network:
         return np.where(n > 1, np.maximum(price, wire_bytes(op.removesuffix(".int8"), size, n) / self.intra.bytes_per_s), 0.0)
 
     def _level_curve(self, key: str, op: str) -> GridCurve:
-        """``ln(seconds)`` of a family over SIZES and RANKS: trend times correction, raised to the largest time of any smaller message."""
+        """``ln(seconds)`` of a family over SIZES and RANKS: trend times correction, made to rise with size (``rising``)."""
         fit = self.calibration.fit(key)
         size, n = np.meshgrid(np.array(SIZES), np.array(RANKS), indexing="ij")
         seconds = collective_trend_s(op, size, n, self.intra.bytes_per_s, fit.coefficients)
         if fit.axes:
             table = GridCurve.of(fit.axes, self.calibration.correction(fit))
             seconds = seconds * np.exp(table.log_factor(*collective_coordinates(size, n)))
-        return GridCurve.of((SIZES, RANKS), np.log(np.maximum.accumulate(seconds, axis=0)))
+        return GridCurve.of((SIZES, RANKS), rising(np.log(seconds)))
 
     def _cross_s(self, op: str, sent: Array, hops: Reals, share: float | Array) -> Array:
         """Across nodes: ``hops · HOP_LATENCIES · link latency + bytes / (NIC share · achieved fraction)``."""

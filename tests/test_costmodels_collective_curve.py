@@ -10,6 +10,7 @@ from roofplan.costmodels.collective_curve import (
     dispatch_coordinates,
     dispatch_element_bytes,
     dispatch_trend_s,
+    rising,
     wire_bytes,
 )
 
@@ -43,3 +44,11 @@ def test_dispatch_trend_and_coordinates() -> None:
     assert dispatch_trend_s(dispatch(0), 1e11, c) == pytest.approx(1e-5)
     assert dispatch_trend_s(dispatch(1e6), 1e11, c) == pytest.approx(1e-5 + 1e-3 + float(dispatch(1e6).remote_bytes) / 5e10)
     assert [float(x) for x in dispatch_coordinates(dispatch(5))] == [5, 7168 * 8]
+
+
+def test_rising_pools_falls_to_their_median() -> None:
+    column = np.array([1.0, 9.0, 2.0, 2.0, 3.0])[:, None]
+    assert rising(column)[:, 0].tolist() == [1, 2, 2, 2, 3]
+    assert np.array_equal(rising(np.array([[1.0, 2.0], [1.0, 5.0]])), [[1, 2], [1, 5]])
+    noisy = np.random.default_rng(0).normal(size=(200, 3)).cumsum(axis=0)
+    assert (np.diff(rising(noisy), axis=0) >= 0).all()
