@@ -148,7 +148,7 @@ def _first_stated(*choices: int | None) -> int:
 
 
 def _recompute(run: TrainingRun, rule: SourceRule) -> Recompute:
-    words: dict[str, Recompute] = {"none": "none", "selective": "selective", "full": "full"}
+    words: dict[str, Recompute] = {"none": "none", "selective": "selective", "full": "full", "remat": "remat"}
     if "modules=[]" in run.notes:
         return "none"
     return words.get(run.recompute, rule.recompute)
@@ -176,6 +176,8 @@ def _offload(run: TrainingRun, rule: SourceRule) -> dict[str, Any]:
             "offload_optimizer": int(both or "optim" in word),
             "offload_params": int(both or "param" in word),
             "offload_activations": int("activ" in word),
+            "tiled_mlp": int("tiled_mlp" in notes),
+            "fused_loss": int("fused_loss" in notes),
         }
     plain = "baseline" in notes
     listed = "liger" in notes and "tiled mlp" not in notes

@@ -206,6 +206,8 @@ RULES: tuple[SourceRule, ...] = (
         recompute="selective",
         why="FSDP2; op-level selective checkpointing is its default",
     ),
+    SourceRule(prefix="roofplan-deepspeed", framework="deepspeed", gb=GIB, why="what an emitted train.py measured: reserved memory in GiB"),
+    SourceRule(prefix="roofplan-fsdp2", framework="fsdp2", gb=GIB, why="what an emitted train_fsdp2.py measured: reserved memory in GiB"),
     SourceRule(prefix="", framework="megatron-core", why="source without a profile: current Megatron-Core with the distributed optimizer"),
 )
 

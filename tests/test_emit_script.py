@@ -63,7 +63,7 @@ def test_a_completed_row_is_read_back_as_the_plan(tmp_path: Path) -> None:
     read = setting_of(run)
     assert (read.model.name, read.cluster.n_gpus, read.work.seq_tokens, read.published_step_s) == ("llama3-8b", 16, 2**20, 12.5)
     same = ("dp", "tp", "pp", "cp", "cp_kind", "zero_stage", "sharding", "micro_batch", "grad_accum", "recompute", "precision")
-    same += ("offload_optimizer", "offload_params", "offload_activations")
+    same += ("offload_optimizer", "offload_params", "offload_activations", "tiled_mlp", "fused_loss")
     assert {f: getattr(read.plan, f) for f in same} == {f: getattr(job.plan, f) for f in same}
 
 

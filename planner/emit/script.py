@@ -77,7 +77,7 @@ def truth_row(job: Job) -> dict[str, Any]:
     notes = [f"framework={plan.framework}", *(name for name in ("tiled_mlp", "fused_loss") if getattr(plan, name)), "memory in GiB"]
     row: dict[str, Any] = dict.fromkeys(TRUTH_COLUMNS, "")
     row |= {
-        "id": "measured", "source": "roofplan-run", "model": model.name, "layers": model.n_layers, "hidden": model.hidden,
+        "id": "measured", "source": f"roofplan-{plan.framework}", "model": model.name, "layers": model.n_layers, "hidden": model.hidden,
         "heads": model.n_heads, "kv_heads": model.n_kv_heads, "ffn": model.ffn_hidden, "vocab": model.vocab,
         "gated_mlp": int(model.gated_mlp), "num_experts": model.n_experts, "gpu": job.cluster.gpu, "num_gpus": job.world,
         "gpus_per_node": job.ranks_per_node, "tp": plan.tp, "pp": plan.pp, "vpp": plan.vpp, "cp": plan.cp, "cp_kind": plan.cp_kind,
