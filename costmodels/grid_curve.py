@@ -96,7 +96,8 @@ class GridCurve:
         if plain not in self.slices:
             if len(self.slices) >= MAX_SLICES:
                 self.slices.clear()
-            table, free = self.values, []
+            table = self.values
+            free: list[Axis] = []
             for i in reversed(range(len(plain))):
                 if not plain[i]:
                     free.insert(0, self.axes[i])

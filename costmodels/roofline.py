@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -112,7 +112,17 @@ class Roofline:
             c, correct = {**c, "compute_frac": plain}, None
         price = prefill_trend_s(work, self.gpu, c)
         if correct is not None:
-            price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in prefill_coordinates(work))))
+            factor = np.exp(correct.log_factor(*(np.maximum(x, 1) for x in prefill_coordinates(work))))
+            price = price * factor
+            last = 2.0 ** float(correct.axes[0].nodes[-1])
+            if np.any(work.q > last):
+                # past the longest measured prompt: no faster than the rate there, or than the one that all rows tend to
+                s = np.minimum(last / np.maximum(work.q, 1), 1.0)
+                edge = replace(work, q=work.q * s, kv=work.kv * s, pairs=work.pairs * s * s, span=work.span * s, held=work.held * s)
+                flops = 2 * work.batch * work.heads * work.pairs * (work.qk + work.v)
+                seen = s * s * flops / np.maximum(prefill_trend_s(edge, self.gpu, c) * factor, 1e-12)
+                rate = np.maximum(seen, work.peak_flops_per_s * c["compute_frac"])
+                price = np.where(work.q > last, np.maximum(price, flops / rate), price)
         return price, c["launch_s"]
 
     def _decode_s(self, work: AttentionWork, qk: float, v: float, window: float, kv_dtype: str) -> Array:
