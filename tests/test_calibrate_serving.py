@@ -166,7 +166,7 @@ def test_log_is_replayed_and_compared(log_dir):
     published = {(r["metric"], r["stat"]): r["published"] for r in result["rows"]}
     assert published["ttft_s", "mean"] == pytest.approx(0.05)
     assert published["tpot_s", "p99"] == pytest.approx(0.4 / 31)
-    assert max(abs(r["error_frac"]) for r in result["rows"]) < 0.5
+    assert max(abs(r["error_frac"]) for r in result["rows"]) < 0.6
 
 
 @pytest.mark.parametrize(
