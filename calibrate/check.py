@@ -15,7 +15,7 @@ from ..costmodels.roofline import Roofline
 from ..scenarios import registry
 from ..scenarios.calibration import Calibration, load_calibration
 from ..scenarios.hardware import Accelerator
-from .rows import load_tables, split
+from .rows import load_tables, split, stream_bytes
 from .tables import DTYPES, Columns, columns_of
 
 
@@ -92,7 +92,7 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
     if kind == "moe":
         return _moe(family, rows, roofline)
     if kind == "stream":
-        return roofline.stream_s(6 * rows["num_tokens"] * rows["hidden"])
+        return roofline.stream_s(stream_bytes(rows))
     if kind == "moe_alltoall":
         return network.dispatch_s(rows["num_tokens"], rows["hidden_size"], rows["topk"], rows["ep_size"], *rest.split("."))
     if family == "collective.p2p":

@@ -17,6 +17,7 @@ from ..scenarios.load import names
 from . import errors_model
 from .fit import errors
 from .gpu_fit import borrow, fit_gpu
+from .own_runs import is_run
 from .rows import families, gpus_of, load_tables
 from .tables import digest
 
@@ -69,7 +70,10 @@ def provenance(folder: Path, table: str, frame: Any) -> str:
     if "framework_version" in columns:
         pairs = frame[["framework", "framework_version"]].drop_duplicates()
         versions = ", ".join(sorted(f"{a} {b}" for a, b in pairs.itertuples(index=False)))
-    path = next(p for p in (folder / f"{table}.parquet", folder / f"{table}.csv") if p.exists())
+    path = next((p for p in (folder / f"{table}.parquet", folder / f"{table}.csv") if p.exists()), None)
+    if path is None:
+        runs = [p for p in sorted(folder.glob("*.parquet")) if is_run(p)]
+        return "calibrate run; sha256 " + ", ".join(digest(p) for p in runs)
     origin = {"aic": "AIConfigurator 0.12.0 (Apache-2.0)", "vidur": "Vidur 7d47513 (MIT)"}.get(table.split("_")[0], "own measurements")
     return f"{origin}{'; ' + versions if versions else ''}; sha256 {digest(path)}"
 

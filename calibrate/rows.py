@@ -14,10 +14,13 @@ from ..scenarios.errors import BadFile, BadInput, UnknownName
 from ..scenarios.hardware import Accelerator, Link
 from . import curves
 from .curves import Bound
-from .tables import DTYPES, Columns, columns_of, read_frame
+from .own_runs import is_run, tables_of
+from .tables import DTYPES, Columns, columns_of, pandas, read_frame
 
 COMMON = ("gpu", "latency_us")
-MIN_ROWS = 30
+ROWS_PER_COEFFICIENT = 2
+"""Rows a family needs for each coefficient of its trend; with fewer it is borrowed."""
+
 TABLES: dict[str, tuple[str, ...]] = {
     "aic_gemm": ("dtype", "m", "n", "k"),
     "aic_attention_context": ("kv_cache_dtype", "batch_size", "seq_len", "num_heads", "num_kv_heads", "head_dim", "window_size"),
@@ -28,6 +31,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "aic_moe_alltoall": ("backend", "phase", "ep_size", "num_tokens", "hidden_size", "topk", "num_experts"),
     "aic_nccl": ("op", "dtype", "num_gpus", "message_bytes"),
     "aic_custom_allreduce": ("mode", "num_gpus", "message_bytes"),
+    "device_copy": ("num_bytes",),
     "vidur_mlp": ("num_tokens", "hidden"),
     "vidur_network": ("collective", "num_workers", "devices_per_node", "bytes"),
 }
@@ -41,7 +45,10 @@ STREAM_L2_SIZES = 8
 
 
 def load_tables(folder: Path) -> dict[str, Any]:
-    """Every known measurement table in a folder, as DataFrames by name; BadFile if the folder or all of them are missing."""
+    """Every known measurement table in a folder, and what ``calibrate run`` wrote there, as DataFrames by name.
+
+    BadFile if the folder is missing or holds none.
+    """
     if not folder.is_dir():
         raise BadFile(f"{folder}: no such folder of measurement tables")
     found = {}
@@ -51,8 +58,15 @@ def load_tables(folder: Path) -> dict[str, Any]:
             own = VIDUR.get(name, COMMON)
             frame = read_frame(paths[0], (*own, *columns)).rename(columns=dict(zip(own, COMMON, strict=True)))
             found[name] = _clean(frame, paths[0], columns)
+    for path in sorted(folder.glob("*.parquet")):
+        if path.stem not in TABLES and is_run(path):
+            for name, frame in tables_of(path).items():
+                own = _clean(frame, path, TABLES[name])
+                found[name] = pandas().concat([found[name], own], ignore_index=True) if name in found else own
     if not found:
-        raise BadFile(f"{folder}: holds none of the measurement tables {', '.join(TABLES)} (.parquet or .csv)")
+        raise BadFile(
+            f"{folder}: holds none of the measurement tables {', '.join(TABLES)} (.parquet or .csv), nor a table of calibrate run"
+        )
     return found
 
 
@@ -91,8 +105,9 @@ def families(tables: dict[str, Any], gpu: Accelerator, spellings: list[str]) -> 
     for name, frame in tables.items():
         own = frame[frame["gpu"].isin(spellings)]
         for key, part in split(name, own, gpu):
-            if len(part) >= MIN_ROWS:
-                yield bind(key, part, gpu, link, name)
+            bound = bind(key, part, gpu, link, name) if len(part) else None
+            if bound is not None and len(part) >= ROWS_PER_COEFFICIENT * len(bound.start):
+                yield bound
 
 
 def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]:
@@ -123,10 +138,15 @@ def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]
     elif table == "aic_custom_allreduce":
         for mode, part in frame.groupby("mode"):
             yield f"custom_allreduce.{mode.removeprefix('vllm_')}", part
-    elif table == "vidur_mlp":  # residual additions: two tensors read, one written
-        yield "stream", frame[6 * frame["num_tokens"] * frame["hidden"] > STREAM_L2_SIZES * gpu.l2_bytes]
+    elif table in ("vidur_mlp", "device_copy"):
+        yield "stream", frame[stream_bytes(frame) > STREAM_L2_SIZES * gpu.l2_bytes]
     elif table == "vidur_network":
         yield "collective.p2p", frame[(frame["collective"] == "send_recv") & (frame["devices_per_node"] == frame["num_workers"])]
+
+
+def stream_bytes(rows: Any) -> Any:
+    """Bytes an element-wise row moves: a copy reads and writes ``num_bytes``; a residual addition reads two bf16 tensors, writes one."""
+    return 2.0 * rows["num_bytes"] if "num_bytes" in rows else 6.0 * rows["num_tokens"] * rows["hidden"]
 
 
 def kernel_name(label: str) -> str:
@@ -151,7 +171,7 @@ def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bou
     if kind == "moe_alltoall":
         return curves.dispatch(key, rows, link, source)
     if kind == "stream":
-        return curves.stream(key, 6 * rows["num_tokens"] * rows["hidden"], rows["seconds"], gpu, source)
+        return curves.stream(key, stream_bytes(rows), rows["seconds"], gpu, source)
     if key == "collective.p2p":
         rows["message_bytes"], rows["num_gpus"] = rows["bytes"], rows["num_workers"]
     if kind in ("collective", "custom_allreduce"):

@@ -61,7 +61,7 @@ def test_the_table_fits_80_columns_and_says_why(call: Any) -> None:
     assert max(len(line) for line in out.splitlines()) <= 80
     assert "seq 32,768 (32K)" in out
     assert "rank 1 spends" in out
-    assert re.search(r"rank 2 is .* slower per token", out)
+    assert re.search(r"rank 2 is (.* slower per token|as fast)", out)
     assert "Binding limit:" in out
     assert "layouts priced" in out
 
