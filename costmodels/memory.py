@@ -75,7 +75,7 @@ def _stage(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, sta
         _logits(model, plan, cut, system) if stage == "last" else np.where(np.asarray(plan.pp) == 1, _logits(model, plan, cut, system), 0.0)
     )
     parts: dict[str, Floats] = {
-        "weights_bytes": weights * (1 - off_par) + _gathered(plan, params, grads),
+        "weights_bytes": weights * (1 - off_par) + _gathered(plan, params),
         "grads_bytes": grads * (1 - off_opt),
         "optimizer_bytes": optimizer * (1 - off_opt),
         "activations_bytes": kept, "working_bytes": working, "logits_bytes": logits,
@@ -88,9 +88,9 @@ def _stage(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, sta
     return parts
 
 
-def _gathered(plan: ParallelPlan, params: StageParams, grads: Floats) -> Floats:
+def _gathered(plan: ParallelPlan, params: StageParams) -> Floats:
     """Whole units held while ZeRO-3 computes: the largest unit and the one prefetched behind it, and its gradient before it is reduced."""
-    return np.where(np.asarray(plan.zero_stage) >= 3, 2.0 * (2 * params.largest + params.largest), 0.0)
+    return np.where(np.asarray(plan.zero_stage) >= 3, 2.0 * 3 * params.largest, 0.0)
 
 
 def _activations(model: ModelSpec, plan: ParallelPlan, cut: Shard, system: System, stage: str) -> tuple[Floats, Floats]:

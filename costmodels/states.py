@@ -54,7 +54,7 @@ def stage_params(model: ModelSpec, plan: ParallelPlan, cut: Shard, stage: str) -
 def _layer(model: ModelSpec, count: ParamCount, plan: ParallelPlan) -> tuple[Floats, Floats]:
     tp = np.asarray(plan.tp, float)
     moe_share = count.n_moe_layers / model.n_layers
-    shared = (count.shared_per_layer + count.dense_ffn_per_layer * 0.0) * moe_share
+    shared = count.shared_per_layer * moe_share
     dense_ffn = count.dense_ffn_per_layer * (1 - moe_share)
     dense = (count.attn_per_layer + shared + dense_ffn) / tp + count.norm_per_layer + count.router_per_layer * moe_share
     expert = model.n_experts * count.expert * moe_share / (np.asarray(plan.ep, float) * np.asarray(plan.expert_tp, float))
@@ -72,8 +72,8 @@ def state_bytes(plan: ParallelPlan, fw: Framework, params: StageParams) -> tuple
     """Bytes per rank of (weights, gradients, optimizer) after ZeRO; Source: Rajbhandari et al. 2020, §5 (16 bytes per parameter).
 
     Weights 2, gradients ``fw.grad_dtype_bytes``, optimizer 4 (master) + moments; stage 1 shards the optimizer, 2 the gradients,
-    3 the weights, each over the data ranks (the ranks of one copy under ``hsdp``). fp8 keeps 16-bit weights and an fp8 copy of each
-    matmul operand. LoRA trains only its adapters: gradients and optimizer state of the base vanish.
+    3 the weights, each over the data ranks (the ranks of one copy under ``hsdp``). 8-bit recipes keep 16-bit
+    weights. LoRA trains only its adapters: gradients and optimizer state of the base vanish, the adapters' own are too small to count.
     """
     dense_ranks, expert_ranks = data_ranks(plan)
     if plan.sharding == "hsdp":

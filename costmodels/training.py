@@ -23,6 +23,8 @@ from .states import stage_params
 from .system import System
 
 BYTES = 2.0
+MEASURED_PROMPT_TOKENS = 16384
+"""Longest prompt in the attention tables behind the calibrations; past it the rate is held, not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system
     return StepCost(
         step_time_s=np.maximum(total, floor), **parts, model_flops=useful, hardware_flops=m * stage["flops"], floor_s=floor,
         micro_fwd_s=stage["fwd"], micro_bwd_s=stage["bwd"], micro_wgrad_s=stage["wgrad"], p2p_s=p2p,
-        error_frac=_error(system, total), extrapolated=bool(system.roofline.calibration.transferred_from),
+        error_frac=_error(system, total), extrapolated=_extrapolated(system, work),
     )  # fmt: skip
 
 
@@ -182,6 +184,11 @@ def _overhead(plan: ParallelPlan, system: System, cut: Shard, m: Floats, worst: 
     passes = 4 / 3 if plan.recompute in ("full", "remat") else 1.0
     host = passes * (fw.host_layer_s + fw.host_layer_tp_s * (tp > 1)) + fw.host_contention_s * tp * spans
     return fw.step_overhead_s + m * np.maximum(cut.layers * host - worst, 0.0)
+
+
+def _extrapolated(system: System, work: TrainWorkload) -> bool:
+    """Whether the card's efficiencies are borrowed, or a sequence is longer than any the attention kernels were measured on."""
+    return bool(system.roofline.calibration.transferred_from) or bool(np.max(work.seq_tokens) > MEASURED_PROMPT_TOKENS)
 
 
 def _error(system: System, total: Floats) -> Floats:

@@ -65,7 +65,7 @@ def _print_plans(data: dict[str, Any], console: Console) -> None:
 def _solver_line(data: dict[str, Any]) -> str:
     solver, plan = data["solver"], data["plans"][0]
     turned = sum(row["count"] for row in data["rejected"])
-    borrowed = " (efficiencies borrowed from another card)" if plan["extrapolated"] else ""
+    borrowed = " (beyond what was measured: a borrowed card, or over 16,384 tokens)" if plan["extrapolated"] else ""
     return (
         f"{solver['n_candidates']:,} layouts priced, {turned:,} turned away; {solver['name']}: {solver['status']}, "
         f"gap {solver['gap_frac']:.2%}, {solver['n_solved']} layouts solved; times good to about {plan['error_frac']:.0%}{borrowed}."

@@ -124,3 +124,9 @@ def test_dualpipe_hides_expert_messages_of_paired_chunks_and_shows_those_of_lone
     lone = shown(60, "dualpipe")
     assert lone < 0.9 * shown(60, "1f1b")
     assert shown(960, "dualpipe") - lone < 0.4 * (shown(960, "1f1b") - shown(60, "1f1b"))
+
+
+def test_a_step_says_when_it_goes_beyond_what_was_measured() -> None:
+    assert not step("llama3-8b", "h100-sxm", 8, 16384, 8, dp=8).extrapolated
+    assert step("llama3-8b", "h100-sxm", 8, 32768, 8, dp=8).extrapolated  # longer than any measured prompt
+    assert step("llama3-8b", "l40s", 8, 4096, 8, dp=8).extrapolated  # a card that nobody measured
