@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .errors import BadInput
 from .load import by_name
 from .registry import find
+from .serving_parts import AttentionFfnSplit, KvTier, Speculation
 
 Ints64 = NDArray[np.int64]
 Floats64 = NDArray[np.float64]
@@ -95,11 +96,14 @@ def serving_engine(name: str) -> ServingEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginePlan:
-    """How one replica runs: ``tp * pp * dp`` GPUs, number formats, scheduling policy and limits. 0 means: as the engine ships.
+    """How one replica runs: ``tp * pp * dp * cp`` GPUs, number formats, scheduling policy and limits. 0 means: as the engine ships.
 
     ``dp`` is data parallelism of attention inside one replica, ``ep`` how many of its GPUs share the routed experts (1: experts are
     split by tp instead). ``expert_dtype`` is the routed experts' format where it differs from the other weights'. ``token_budget`` is
     the most tokens one step may carry (vLLM's max_num_batched_tokens, Sarathi's chunk).
+    ``cp`` ranks share every prompt's tokens and hold the KV cache in equal parts. ``expert_skew`` is the Zipf exponent of how often
+    experts are chosen, ``redundant_experts`` the extra copies that even their load out (EPLB). ``kv_tiers`` catch prompt blocks that leave
+    HBM, fastest first; ``attention_ffn`` puts the FFN on GPUs besides these, which then hold attention alone.
     ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
     """
 
@@ -118,22 +122,35 @@ class EnginePlan:
     kv_blocks: int = 0
     preemption: Preemption = "recompute"
     prefix_cache: bool = False
+    cp: int = 1
+    expert_skew: float = 0.0
+    redundant_experts: int = 0
+    speculation: Speculation | None = None
+    kv_tiers: tuple[KvTier, ...] = ()
+    attention_ffn: AttentionFfnSplit | None = None
 
     def __post_init__(self) -> None:
-        limits = {"tp": 1024, "pp": 256, "dp": 1024, "ep": 1024}
+        limits = {"tp": 1024, "pp": 256, "dp": 1024, "ep": 4096, "cp": 1024}
         limits |= {"max_num_seqs": 10**6, "token_budget": 10**8, "block_tokens": 4096, "kv_blocks": 10**10}
         for name, high in limits.items():
-            low = 1 if name in ("tp", "pp", "dp", "ep") else 0
+            low = 1 if name in ("tp", "pp", "dp", "ep", "cp") else 0
             if not low <= getattr(self, name) <= high:
                 raise BadInput(f"{name}={getattr(self, name)} must be between {low} and {high:,}")
         if self.preemption not in ("recompute", "swap"):
             raise BadInput(f"preemption={self.preemption!r} is not known; legal: recompute, swap")
+        if not 0 <= self.expert_skew <= 4 or not 0 <= self.redundant_experts <= 4096:
+            raise BadInput(
+                f"expert_skew={self.expert_skew:g} must be from 0 to 4 (Zipf exponent), "
+                f"redundant_experts={self.redundant_experts} from 0 to 4,096"
+            )
+        if self.kv_tiers and not self.prefix_cache:
+            raise BadInput("KV tiers keep prompt blocks for reuse: turn the prefix cache on, or drop the tiers")
         if self.ep > 1 and self.n_gpus % self.ep:
             raise BadInput(f"ep={self.ep} does not divide the replica's {self.n_gpus} GPUs")
 
     @property
     def n_gpus(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.cp + (self.attention_ffn.n_ffn_gpus if self.attention_ffn else 0)
 
     @property
     def experts_in(self) -> str:
