@@ -39,7 +39,6 @@ _KEYS = {
 """Field of ModelSpec -> keys it may have in a config, dots for nested tables; the first that is present counts."""
 
 
-
 def _alike(*kinds: str, **fields: Any) -> dict[str, dict[str, Any]]:
     return dict.fromkeys(" ".join(kinds).split(), fields)
 

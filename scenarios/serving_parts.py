@@ -23,7 +23,7 @@ class Speculation:
     """Guess up to ``draft_tokens`` (γ) tokens a step with a cheap draft, check them with the model in one pass.
 
     ``accept_frac`` is the chance that one guess is accepted given those before it were; each request draws its own from a Beta of this
-    mean and of standard deviation ``accept_spread``. A ``tree`` offers ``tree_width`` candidates a depth. ``mtp`` drafts with the model's
+    mean and of standard deviation ``accept_spread_frac``. A ``tree`` offers ``tree_width`` candidates a depth. ``mtp`` drafts with the model's
     own extra heads. Drafting one token costs ``draft_frac`` of a one-token step of the model, or what ``draft_model`` costs where it is
     named. ``gamma_by_batch`` holds (largest batch, γ) rows, vLLM's ``num_speculative_tokens_per_batch_size``; batches over the last
     are not speculated for. ``controller`` ``goodput`` chooses γ each step as the most accepted tokens a second. Raises BadInput.
@@ -33,7 +33,7 @@ class Speculation:
     draft_tokens: int = 3
     tree_width: int = 1
     accept_frac: float = 0.7
-    accept_spread: float = 0.0
+    accept_spread_frac: float = 0.0
     draft_frac: float = 0.05
     draft_model: str = ""
     controller: str = "fixed"
@@ -50,9 +50,9 @@ class Speculation:
             accept_frac=(self.accept_frac, 0, 1),
             draft_frac=(self.draft_frac, 0, 1),
         )
-        if not 0 <= self.accept_spread**2 <= self.accept_frac * (1 - self.accept_frac):
+        if not 0 <= self.accept_spread_frac**2 <= self.accept_frac * (1 - self.accept_frac):
             raise BadInput(
-                f"accept_spread={self.accept_spread:g} must be from 0 to sqrt(a·(1-a)) = "
+                f"accept_spread_frac={self.accept_spread_frac:g} must be from 0 to sqrt(a·(1-a)) = "
                 f"{(self.accept_frac * (1 - self.accept_frac)) ** 0.5:.3g} for accept_frac={self.accept_frac:g}"
             )
         batches = [batch for batch, _ in self.gamma_by_batch]
@@ -98,7 +98,7 @@ class Autoscale:
 
     min_replicas: int = 1
     max_replicas: int = 8
-    target_requests: float = 64.0
+    target_requests: int = 64
     interval_s: float = 15.0
     provision_s: float = 180.0
     cooldown_s: float = 300.0
@@ -107,7 +107,7 @@ class Autoscale:
         _within(
             min_replicas=(self.min_replicas, 1, 10_000),
             max_replicas=(self.max_replicas, self.min_replicas, 10_000),
-            target_requests=(self.target_requests, 1e-3, 1e6),
+            target_requests=(self.target_requests, 1, 1_000_000),
             interval_s=(self.interval_s, 1e-3, 1e6),
             provision_s=(self.provision_s, 0, 1e6),
             cooldown_s=(self.cooldown_s, 0, 1e6),

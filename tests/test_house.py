@@ -38,7 +38,7 @@ COUNTS = {"Gemm", "GroupedGemm", "Attention", "Shard", "StageParams"}
 
 PLAIN_FLOATS = {
     "published_params", "published_active_params", "count", "stride",  # counts
-    "elementwise_passes", "accumulate_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn",  # ratios
+    "elementwise_passes", "accumulate_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn", "expert_skew",  # ratios
     "published", "tolerance_abs", "step", "loss_points",  # in the unit of the row's own metric
 }  # fmt: skip
 """Float fields that are counts, ratios of like things, or numbers whose unit another field names."""
