@@ -23,10 +23,10 @@ class Speculation:
     """Guess up to ``draft_tokens`` (γ) tokens a step with a cheap draft, check them with the model in one pass.
 
     ``accept_frac`` is the chance that one guess is accepted given those before it were; each request draws its own from a Beta of this
-    mean and of standard deviation ``accept_spread_frac``. A ``tree`` offers ``tree_width`` candidates a depth. ``mtp`` drafts with the model's
-    own extra heads. Drafting one token costs ``draft_frac`` of a one-token step of the model, or what ``draft_model`` costs where it is
-    named. ``gamma_by_batch`` holds (largest batch, γ) rows, vLLM's ``num_speculative_tokens_per_batch_size``; batches over the last
-    are not speculated for. ``controller`` ``goodput`` chooses γ each step as the most accepted tokens a second. Raises BadInput.
+    mean and of standard deviation ``accept_spread_frac``. A ``tree`` offers ``tree_width`` candidates a depth. ``mtp`` drafts with the
+    model's own extra heads. Drafting one token costs ``draft_frac`` of a one-token step of the model, or what ``draft_model`` costs where
+    it is named. ``gamma_by_batch`` holds (largest batch, γ) rows, vLLM's ``num_speculative_tokens_per_batch_size``; batches over the
+    last are not speculated for. ``controller`` ``goodput`` chooses γ each step as the most accepted tokens a second. Raises BadInput.
     """
 
     method: Method = "chain"
