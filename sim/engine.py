@@ -19,6 +19,7 @@ from .gaps import FOLD, GapHistogram
 from .kvstore import PrefixCache
 from .policies import Policy, PriorityQueue, Waiting
 from .requests import Requests
+from .step_log import StepLog
 
 NEVER = 1 << 80
 
@@ -70,6 +71,7 @@ class Replica:
         self.gaps = GapHistogram()
         self.last_decode = 0
         self.fresh: list[int] = []
+        self.log: StepLog | None = None
 
     def submit(self, request: int) -> bool:
         """Queue a request; False (and noted as rejected) when the whole KV pool could not hold it, or no step could carry its prompt."""
@@ -95,7 +97,7 @@ class Replica:
         now, k, n, kv, pad, free = self.now, self.k, self.n, self.kv, self.pad, self.free
         part, past, rem, opened, held = self.part, self.past, self.rem, self.open, self.held
         gaps, counts, fresh, last_decode = self.gaps.ps, self.gaps.counts, self.fresh, self.last_decode
-        n_steps, busy, n_done = self.n_steps, self.busy_ps, 0
+        n_steps, busy, n_done, log = self.n_steps, self.busy_ps, 0, self.log
         next_ready = ready[pending[p]] if p < len(pending) else NEVER
         next_end = heap[0] >> bits if heap else NEVER
         joins: list[int] = []
@@ -208,6 +210,10 @@ class Replica:
                 m = 1
             now += dt
             busy += dt
+            if log is not None:
+                decoded = n * m if mixed or not tokens else 0
+                asked = tokens - decoding
+                log.add(now - dt, now, m, decoded + asked, asked, n, len(joins) + (part >= 0), kv, len(waiting), free)
 
             # 4. token gaps
             if mixed:
@@ -302,6 +308,8 @@ class Replica:
                 self._stop(victim)
             self.waiting.appendleft(victim)
             self.n_preempted += 1
+            if self.log is not None:
+                self.log.preempt(self.now, victim)
 
     def _victim(self) -> int:
         if self.policy.by_priority:
