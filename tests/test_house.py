@@ -26,7 +26,7 @@ FLOORS = {
 HEAVY = {
     "torch": {"kernels"},
     "triton": {"kernels"},
-    "pandas": {"calibrate"},
+    "pandas": {"calibrate", "sim"},
     "pyarrow": {"calibrate"},
     "scipy": {"calibrate"},
     "joblib": {"calibrate"},
