@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan
 from .arrays import Array
+from .serving_context import decode_attention_s, prefill_attention_s, spread
 from .serving_memory import kv_bytes_per_token
-from .serving_ops import ServeSystem, decode_attention_s, head_s, layers_s, prefill_attention_s
+from .serving_ops import ServeSystem, head_s, layers_s
 from .step_times import PS, StepTimes
 
 EXACT_TOKENS = 1024
@@ -40,7 +41,7 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     Steps pad up to the engine's CUDA-graph sizes; a larger step launches its kernels one by one, which bounds it from below.
     """
     sizes = _grid(reach.tokens)
-    linear = layers_s(model, plan, system, _padded(sizes, system.engine.graph_tokens)) * system.engine.kernel_frac
+    linear = layers_s(model, spread(plan), system, _padded(sizes, system.engine.graph_tokens)) * system.engine.kernel_frac
     eager = system.engine.launch_s * system.engine.kernels_per_layer * model.n_layers
     linear = np.where(sizes > max(system.engine.graph_tokens, default=0), np.maximum(linear, eager), linear)
     all_linear = np.interp(np.arange(reach.tokens + 1), sizes, linear)
@@ -55,7 +56,7 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     fixed = np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
     fixed[0] = launch
     host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * seqs
-    decode = fixed * plan.pp + head_s(model, plan, system, some) + host
+    decode = fixed * plan.pp + head_s(model, spread(plan), system, some) + host
     slope[0] = 0.0
 
     chunks = _grid(reach.chunk)

@@ -46,16 +46,16 @@ def weights_bytes(model: ModelSpec, plan: EnginePlan) -> float:
 
 
 def kv_bytes_per_token(model: ModelSpec, plan: EnginePlan) -> float:
-    """KV-cache bytes one token takes on each GPU: ``2·layers·kv_heads·head_dim`` elements over tp and pp.
+    """KV-cache bytes one token takes on each GPU: ``2·layers·kv_heads·head_dim`` elements over tp, pp and cp.
 
     Heads are replicated when tp exceeds them; MLA stores ``kv_lora_rank + rope_head_dim`` once on every tp rank. Window layers drop what
     leaves the window, so only full-attention layers count.
     """
     layers = -(-model.n_full_attention_layers // plan.pp) or 1
     if model.is_mla:
-        return layers * (model.kv_lora_rank + model.rope_head_dim) * KV_BYTES[plan.kv_dtype]
+        return layers * (model.kv_lora_rank + model.rope_head_dim) * KV_BYTES[plan.kv_dtype] / plan.cp
     heads = -(-model.n_kv_heads // plan.tp)
-    return layers * heads * (model.head_dim + model.v_dim) * KV_BYTES[plan.kv_dtype]
+    return layers * heads * (model.head_dim + model.v_dim) * KV_BYTES[plan.kv_dtype] / plan.cp
 
 
 def serve_memory(
@@ -68,9 +68,9 @@ def serve_memory(
     """
     if plan.kv_dtype not in KV_BYTES:
         raise BadInput(f"kv_dtype={plan.kv_dtype!r} is not known; legal: {', '.join(KV_BYTES)}")
-    rows = -(-budget // plan.dp)
+    rows = -(-budget // (plan.dp * plan.cp))
     widest = max(2 * model.ffn_hidden / plan.tp, 2 * (model.moe_ffn_hidden or 0) * (model.top_k or 0) / plan.tp)
-    activations = rows * (4 * model.hidden + widest) * 2 + 2 * max_seqs / plan.dp * model.vocab / plan.tp * 4
+    activations = rows * (4 * model.hidden + widest) * 2 + 2 * max_seqs / (plan.dp * plan.cp) * model.vocab / plan.tp * 4
     held = weights_bytes(model, plan)
     limit = gpu.hbm_bytes * engine.memory_utilization_frac
     per_token = kv_bytes_per_token(model, plan)

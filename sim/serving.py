@@ -116,7 +116,7 @@ def simulate_serving(
         for i, store in enumerate(stores)
     ]
     if n_prefill:
-        n_bytes = kind.memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp
+        n_bytes = kind.memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp * plan.cp
         run_disaggregated(requests, replicas[:n_prefill], replicas[n_prefill:], kv_link(plan, system), n_bytes)
     else:
         route(requests, replicas, router, seed)
