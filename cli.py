@@ -20,6 +20,7 @@ COMMANDS = {
     "report": ("planner.cli_report", "report", "Show an answer saved by plan --json."),
     "models": ("planner.cli_names", "models", "List the models."),
     "gpus": ("planner.cli_names", "gpus", "List the GPUs."),
+    "techniques": ("planner.cli_names", "techniques", "List the published techniques, what each loses and what switches it on."),
 }
 """Sub-command -> (module, attribute, one line of help)."""
 

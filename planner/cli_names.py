@@ -1,4 +1,4 @@
-"""``roofplan models`` and ``roofplan gpus``: what the registry knows."""
+"""``roofplan models``, ``roofplan gpus`` and ``roofplan techniques``: what the registry knows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ..costmodels.params import count_params
 from ..scenarios.hardware import Accelerator
 from ..scenarios.load import load, names
 from ..scenarios.model import ModelSpec
+from ..scenarios.technique import LEVELS
+from ..scenarios.technique import techniques as all_techniques
 from .answer import write_json
 
 
@@ -39,6 +41,25 @@ def gpus(json_to: str | None, words: tuple[str, ...]) -> None:
     _show({"gpus": rows}, rows, columns, json_to)
 
 
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the list as JSON; `-` prints it and nothing else.")
+@click.argument("words", nargs=-1)
+def techniques(json_to: str | None, words: tuple[str, ...]) -> None:
+    """List the published techniques whose name, title or family has all WORDS, with what each loses and what switches it on."""
+    rows = [
+        dataclasses.asdict(row)
+        | {
+            "status": row.status,
+            "exactness": ", ".join(LEVELS[level].partition(" (")[0] for level in row.levels),
+            "switched_on_in": ", ".join(row.deploy) or "research code only",
+        }
+        for row in all_techniques().values()
+        if all(w.lower() in f"{row.name} {row.title} {row.family}".lower() for w in words)
+    ]
+    columns = {"name": "name", "exactness": "exactness", "switched on in": "switched_on_in"}
+    _show({"techniques": rows}, rows, columns, json_to)
+
+
 def _model_row(model: ModelSpec) -> dict[str, Any]:
     count = count_params(model)
     return dataclasses.asdict(model) | {"params": float(count.total), "active_params": float(count.active)}
@@ -55,7 +76,9 @@ def _show(data: dict[str, Any], rows: list[dict[str, Any]], columns: dict[str, s
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in columns:
-        table.add_column(title, justify="left" if title in ("name", "efficiencies") else "right", no_wrap=True)
+        table.add_column(
+            title, justify="left" if title in ("name", "efficiencies", "exactness", "switched on in") else "right", no_wrap=True
+        )
     for row in rows:
         table.add_row(*(_cell(key, row[key]) for key in columns.values()))
     Console().print(table)

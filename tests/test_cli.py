@@ -31,7 +31,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_help_lists_the_commands_without_importing_them(call: Any) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    for name in ("plan", "simulate", "calibrate", "validate", "sweep", "report", "models", "gpus"):
+    for name in ("plan", "simulate", "calibrate", "validate", "sweep", "report", "models", "gpus", "techniques"):
         assert name in out
     light = "import sys, roofplan.cli; assert 'numpy' not in sys.modules and 'rich' not in sys.modules and 'pulp' not in sys.modules"
     subprocess.run([sys.executable, "-c", light], check=True)
@@ -67,10 +67,18 @@ def test_models_and_gpus(call: Any) -> None:
     assert code == 0
     assert {"a100-40gb-sxm", "h100-sxm", "h200", "b200", "mi300x", "ascend-910b"} <= set(rows)
     assert rows["h100-sxm"]["efficiencies"] == "measured"
-    for command in ("models", "gpus"):
+    for command in ("models", "gpus", "techniques"):
         code, out, _ = call(command)
         assert code == 0
         assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_techniques_say_what_they_lose(call: Any) -> None:
+    code, out, _ = call("techniques", "--json", "-", "speculation")
+    rows = {row["name"]: row for row in json.loads(out)["techniques"]}
+    assert code == 0
+    assert (rows["mtp"]["exactness"], rows["mtp"]["switched_on_in"]) == ("same distribution", "vllm, sglang")
+    assert "h2o" not in rows
 
 
 def test_sweep_is_tidy(call: Any) -> None:
