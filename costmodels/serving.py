@@ -56,13 +56,14 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     fixed = np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
     fixed[0] = launch
     host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * seqs
-    decode = fixed * plan.pp + head_s(model, spread(plan), system, some) + host
+    decode = fixed + head_s(model, spread(plan), system, some) + host
     slope[0] = 0.0
 
     chunks = _grid(reach.chunk)
     per_rank = np.ceil(chunks / plan.pp)
-    start = prefill_attention_s(model, plan, system, per_rank, 0.0) * plan.pp
-    after = prefill_attention_s(model, plan, system, per_rank, reach.past_tokens) * plan.pp
+    before = (chunks - per_rank) / 2  # of a chunk cut into pp pieces an average one has half the others before it
+    start = prefill_attention_s(model, plan, system, per_rank, before)
+    after = prefill_attention_s(model, plan, system, per_rank, before + reach.past_tokens)
     every = np.arange(reach.chunk + 1)
     prefill = np.interp(every, chunks, start)
     prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past_tokens)
@@ -71,7 +72,7 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     return StepTimes(
         linear=_ps(all_linear),
         decode=_ps(decode),
-        decode_slope=_ps(slope * plan.pp),
+        decode_slope=_ps(slope),
         prefill=_ps(prefill),
         prefill_slope=_ps(prefill_slope),
         swap=round(float(system.roofline.host_copy_s(block_bytes)) * PS),

@@ -33,7 +33,7 @@ def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, 
 
     Each of cp ranks reads ``kv_tokens/cp`` for all sequences of its dp rank. Per full-attention layer the queries are gathered over cp,
     then log-sum-exps (4 bytes a head) gathered and partial outputs reduce-scattered. A sequence of one token is on one rank: no messages.
-    Layers with a window keep it on every rank. Source: vLLM's decode context parallelism (docs, context parallel deployment); Medha 2024 §4.
+    Layers with a window keep it on every rank. Source: vLLM documentation, context parallel deployment; Medha (2024), KV parallelism.
     """
     alone = dataclasses.replace(plan, cp=1)
     if plan.cp == 1 or kv_tokens <= 1:
@@ -50,7 +50,7 @@ def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, 
     return own + model.n_full_attention_layers * messages
 
 
-def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, chunk: Array, past: float) -> Array:
+def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, chunk: Array, past: float | Array) -> Array:
     """All layers' attention of a prompt chunk after ``past`` tokens, less the launch that a step pays once; seconds, shape of ``chunk``.
 
     A rank asks ``q = chunk/cp`` of the queries, dealt so that all see equally many keys (zigzag): ``q·(past + chunk/2)`` pairs. It passes
@@ -62,7 +62,7 @@ def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem,
         return serving_ops.prefill_attention_s(model, plan, system, chunk, past)
     q = np.maximum(np.ceil(chunk / plan.cp), 1)
     seen = past + chunk / 2  # keys an average query sees: the last q of them and what is before
-    compute = serving_ops.prefill_attention_s(model, alone, system, q, np.maximum(seen - q / 2, 0))  # type: ignore[arg-type]
+    compute = serving_ops.prefill_attention_s(model, alone, system, q, np.maximum(seen - q / 2, 0))
     hops, full = plan.cp - 1, model.n_full_attention_layers
     heads, (qk, v) = -(-model.n_heads // plan.tp), _widths(model)
     compute = compute + full * hops * system.roofline.stream_s(3 * STATE_BYTES * q * heads * v)  # blocks join the running output

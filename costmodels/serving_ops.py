@@ -214,7 +214,7 @@ def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, 
     return _attention_s(model, plan, system, b, np.ones_like(b), np.full_like(b, kv_tokens))
 
 
-def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, chunk: Array, past: float) -> Array:
+def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, chunk: Array, past: float | Array) -> Array:
     """All layers' attention of one prompt chunk after ``past`` tokens, less the launch that a step pays once."""
     one = np.ones_like(chunk)
     launch = _attention_s(model, plan, system, one[:1], 2 * one[:1], 2 * one[:1])[0]
