@@ -145,16 +145,35 @@ def _load(name: str, kin: str) -> Calibration:
     return transfer(read_calibration(known[kin]), *(by_name(Accelerator, "hardware", card, "GPU") for card in (kin, name)))
 
 
+LOSS_PER_BYTE_CLOCK = 0.011
+"""How much ``1/memory_frac`` grows with each byte per clock that one SM must draw from memory. An SM keeps so many bytes in flight, and
+a read takes some 500 to 600 clocks on every card (Little's law): the more an SM must draw, the more of the peak is lost. Source: Vidur's
+memory-bound products, 0.79 of peak on an A100 (13.4 bytes) and 0.80 on an A40 (4.8 bytes, 15/16 of its peak left by inline ECC). Checks
+not used: H100 to H200 (13.9 to 19.9 bytes), 0.885 becomes 0.83, measured 0.84; RTX 4090 copies, 0.93 predicted, 0.92 measured."""
+
+
 def transfer(measured: Calibration, donor: Accelerator, card: Accelerator) -> Calibration:
     """Lend a measured card's efficiencies to another card, with the stated errors widened by TRANSFER_ERROR_FACTOR.
 
-    Fractions of peak and bandwidth carry over, with two exceptions. The traffic of a flash prefill is moved by the SMs, not by HBM
-    (H100 and H200 differ only in HBM and take the same time), so its ``memory_frac`` is rescaled to keep bytes per SM and clock;
-    a decode wave gets shorter with the peak of a faster card and no longer on a slower one (measured: 3.4, 3.3, 3.5 and 1.5 us on
-    A100, H100, H200 and B200).
+    Fractions of peak carry over, fractions of bandwidth between cards of one vendor by ``memory_frac_of``. Two exceptions: the traffic
+    of a flash prefill is moved by the SMs, not by HBM (H100 and H200 differ only in HBM and take the same time), so its
+    ``memory_frac`` is rescaled to keep bytes per SM and clock; a decode wave gets shorter with the peak of a faster card and no longer
+    on a slower one (measured: 3.4, 3.3, 3.5 and 1.5 us on A100, H100, H200 and B200).
     """
     families = {key: _lent(key, fit, donor, card) for key, fit in measured.families.items()}
     return replace(measured, name=card.name, families=families, transferred_from=measured.name)
+
+
+def memory_frac_of(card: Accelerator, donor: Accelerator, donor_frac: float) -> float:
+    """Fraction of peak bandwidth a kernel reaches on ``card`` that reaches ``donor_frac`` on ``donor``.
+
+    ``1/f' = 1/f + LOSS_PER_BYTE_CLOCK·(x' − x)`` with ``x`` the bytes per clock and SM, each ``f`` counted on what inline ECC leaves.
+    GDDR cards draw few bytes per SM and come closer to their peak than HBM cards, those with inline ECC less so. At most 1.
+    """
+    if card.vendor != donor.vendor:
+        return donor_frac
+    (x, left), (x0, left0) = ((c.hbm_bytes_per_s / (c.n_sms * c.clock_hz), 1 - c.inline_ecc_frac) for c in (card, donor))
+    return left / max(left, left0 / donor_frac + LOSS_PER_BYTE_CLOCK * (x - x0))
 
 
 def _lent(key: str, fit: FamilyFit, donor: Accelerator, card: Accelerator) -> FamilyFit:
@@ -162,6 +181,8 @@ def _lent(key: str, fit: FamilyFit, donor: Accelerator, card: Accelerator) -> Fa
     if key.startswith("attention.prefill"):
         rate = card.n_sms * card.clock_hz / (donor.n_sms * donor.clock_hz)
         c["memory_frac"] = min(1.0, c["memory_frac"] * rate * donor.hbm_bytes_per_s / card.hbm_bytes_per_s)
+    elif "memory_frac" in c:
+        c["memory_frac"] = memory_frac_of(card, donor, c["memory_frac"])
     if key.startswith("attention.decode"):
         c["wave_s"] *= min(1.0, _peak(donor) / _peak(card))
     return replace(

@@ -12,7 +12,8 @@ class Accelerator:
     """One GPU or NPU as sold: dense peaks (never the sparse figure), memory, limits.
 
     ``sources`` maps a key of the data file (or ``default``) to the datasheet it was read from. ``kin`` names the card whose
-    measured efficiencies a card without measurements borrows. Peaks of 0 mean the format is not supported.
+    measured efficiencies a card without measurements borrows. Peaks of 0 mean the format is not supported. ``inline_ecc_frac`` is the
+    share of memory traffic that carries check bits (1/16 on GDDR6 with ECC on, as of its capacity; HBM has lanes of its own for them).
     """
 
     name: str
@@ -34,6 +35,7 @@ class Accelerator:
     clock_hz: float
     tdp_w: float
     usable_hbm_frac: float = 1.0
+    inline_ecc_frac: float = 0.0
     kin: str = ""
     compute_capability: str = ""
     aliases: tuple[str, ...] = ()

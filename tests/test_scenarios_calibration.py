@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from roofplan.scenarios import registry
-from roofplan.scenarios.calibration import TRANSFER_ERROR_FACTOR, load_calibration, read_calibration, transfer
+from roofplan.scenarios.calibration import TRANSFER_ERROR_FACTOR, load_calibration, memory_frac_of, read_calibration, transfer
 from roofplan.scenarios.errors import BadFile, UnknownName
 from roofplan.scenarios.load import names
 
@@ -119,3 +119,21 @@ def test_prefill_traffic_moves_with_the_sms_and_waves_with_the_peak() -> None:
     ratio = transfer(own, h100, b200).fit(key).coefficients["wave_s"] / own.fit(key).coefficients["wave_s"]
     assert ratio == pytest.approx(989.4 / 2250)
     assert transfer(own, h100, registry.accelerator("h20")).fit(key).coefficients["wave_s"] == own.fit(key).coefficients["wave_s"]
+
+
+def test_memory_fractions_move_with_the_bytes_an_sm_must_draw() -> None:
+    """By hand from the data files; checks the rule was not fitted on: H200 from H100, copies on an RTX 4090 (918 to 924 of 1008 GB/s)."""
+    a100, a40, h100, h200, rtx, mi300x = map(registry.accelerator, ("a100-80gb-sxm", "a40", "h100-sxm", "h200", "rtx4090", "mi300x"))
+    assert memory_frac_of(a40, a100, 0.79) == pytest.approx(0.80, abs=0.005)
+    assert memory_frac_of(h200, h100, 0.885) == pytest.approx(0.842, abs=0.015)
+    stream = load_calibration(rtx).fit("stream").coefficients["memory_frac"]
+    assert stream == pytest.approx(921 / 1008, abs=0.02)
+    assert memory_frac_of(rtx, a100, 0.99) == 1
+    assert memory_frac_of(mi300x, h100, 0.7) == 0.7
+
+
+@pytest.mark.parametrize("card", ["a10g", "a40", "l4", "l40s", "t4"])
+def test_inline_ecc_costs_memory_and_bandwidth(card: str) -> None:
+    gpu = registry.accelerator(card)
+    assert gpu.inline_ecc_frac == 1 / 16
+    assert load_calibration(gpu).fit("stream").coefficients["memory_frac"] < 1 - 1 / 16
