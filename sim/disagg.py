@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -106,8 +107,8 @@ def run_disaggregated(
     """
     if not prefill or not decode:
         raise BadInput(f"disaggregation needs prefill and decode replicas; got {len(prefill)} and {len(decode)}")
-    answers = list(requests.output)
-    requests.output[:] = [1] * len(answers)
+    answers = requests.output[:]
+    requests.output[:] = array("q", (1,)) * len(answers)
     for q in range(len(requests)):
         prefill[q % len(prefill)].submit(q)
     for replica in prefill:

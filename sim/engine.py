@@ -9,6 +9,7 @@ prompt are skipped in closed form up to the next finish or arrival: their time i
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -56,7 +57,7 @@ class Replica:
         self.store = store
         self.r, self.times, self.policy, self.swap = requests, times, policy, limits.swap
         self.budget, self.max_seqs, self.blocks, self.block = limits.budget, limits.max_seqs, limits.blocks, limits.block_tokens
-        self.pending: list[int] = []
+        self.pending = array("q")
         self.next_pending = 0
         self.waiting: Waiting = PriorityQueue(requests.priority) if policy.by_priority else deque()
         self.now = self.k = self.n = self.kv = 0

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ..costmodels.step_times import PS
 from ..scenarios.serving import ServeWorkload
 
 
 class Requests:
-    """Lists indexed by request id, times in ps, -1 for not yet. ``prompt`` and ``output`` are what is still to compute: a preempted
-    request's answer so far moves into its prompt. ``cached`` are the prompt tokens whose KV needs no computing when it is admitted.
+    """Columns indexed by request id (``array`` of 64-bit ints, 8 bytes a value), times in ps, -1 for not yet.
+
+    ``prompt`` and ``output`` are what is still to compute: a preempted request's answer so far moves into its prompt. ``cached`` are the
+    prompt tokens whose KV needs no computing when it is admitted. ``end`` is the decode step after which a running one is done.
     """
 
     __slots__ = ("arrival", "cached", "end", "finish", "first", "lost", "output", "priority", "prompt", "ready", "rejected", "swapped")
 
     def __init__(self, work: ServeWorkload, delay_s: float = 0.0) -> None:
         n = len(work)
-        ticks = np.rint(work.arrival_s * PS).astype(np.int64)
-        self.arrival: list[int] = ticks.tolist()
-        self.ready: list[int] = (ticks + round(delay_s * PS)).tolist()
-        self.prompt: list[int] = work.prompt_tokens.tolist()
-        self.output: list[int] = work.output_tokens.tolist()
-        self.priority: list[int] = work.priority.tolist() or [0] * n
-        self.first = [-1] * n
-        self.finish = [-1] * n
-        self.end = [-1] * n
-        self.cached = [0] * n
+        self.arrival = _ticks(work.arrival_s)
+        self.ready = _column(np.frombuffer(self.arrival, np.int64) + round(delay_s * PS)) if delay_s else self.arrival[:]
+        self.prompt, self.output = _column(work.prompt_tokens), _column(work.output_tokens)
+        self.priority = _column(work.priority) if len(work.priority) else _filled(n, 0)
+        self.first, self.finish, self.end = (_filled(n, -1) for _ in range(3))
+        self.cached = _filled(n, 0)
         self.rejected: list[int] = []
         self.lost: dict[int, int] = {}
         self.swapped: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+
+def _column(values: NDArray[np.int64]) -> array[int]:
+    return array("q", np.ascontiguousarray(values, np.int64).tobytes())
+
+
+def _ticks(seconds: NDArray[np.float64]) -> array[int]:
+    return _column(np.rint(seconds * PS).astype(np.int64))
+
+
+def _filled(n: int, value: int) -> array[int]:
+    return array("q", (value,)) * n

@@ -75,8 +75,8 @@ def test_one_request_is_prefill_then_transfer_then_decode():
     prefill = t.step_ps(0, 0, [(40, 0)])
     arrives = round((prefill / PS + 40 * 1000.0 * 0.75 / 1e9 + 1e-6) * PS)
     expected = arrives + t.step_ps(0, 0, [(1, 40)]) + sum(t.step_ps(1, 41 + j, []) for j in (1, 2, 3))
-    assert requests.first == [prefill]
-    assert requests.finish == [expected]
+    assert list(requests.first) == [prefill]
+    assert list(requests.finish) == [expected]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -53,8 +53,8 @@ def test_fast_engine_equals_naive_engine(rows, name, seats, extra, block, spare,
     seqs = [Seq(q, p, o, requests.ready[q], pr) for q, (_, p, o, pr) in enumerate(rows)]
     slow = NaiveEngine(seqs, times, policy, limits)
     slow.run()
-    assert requests.first == [s.times[0] for s in seqs]
-    assert requests.finish == [s.times[-1] for s in seqs]
+    assert list(requests.first) == [s.times[0] for s in seqs]
+    assert list(requests.finish) == [s.times[-1] for s in seqs]
     assert (fast.n_steps, fast.n_preempted, fast.now) == (slow.n_steps, slow.n_preempted, slow.now)
     gaps = [b - a for s in seqs for a, b in zip(s.times, s.times[1:], strict=False)]
     fast.gaps.fold()
@@ -94,8 +94,8 @@ def test_fast_prefix_cache_equals_naive_prefix_cache(rows, chains, name, seats, 
     slow = NaiveEngine(seqs, times, policy, limits)
     slow.hashes, slow.each, slow.id_tokens = dict(enumerate(chains)), each, id_tokens
     slow.run()
-    assert requests.first == [s.times[0] for s in seqs]
-    assert requests.finish == [s.times[-1] for s in seqs]
+    assert list(requests.first) == [s.times[0] for s in seqs]
+    assert list(requests.finish) == [s.times[-1] for s in seqs]
     assert (fast.n_steps, fast.n_preempted, fast.free) == (slow.n_steps, slow.n_preempted, fast.blocks)
 
 
