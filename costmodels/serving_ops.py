@@ -14,6 +14,7 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServingEngine
 from .arrays import Array
 from .collectives import Network
+from .expert_balance import most_loaded, uneven_s
 from .gemm_curve import weight_bytes
 from .roofline import Roofline
 
@@ -118,11 +119,10 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_a
     measured = MEASURED_EXPERTS.get(plan.experts_in, plan.experts_in)
     if any(key.startswith(f"moe.{measured}.") for key in system.roofline.calibration.families):
         split = plan.tp * plan.dp / ep
-        return (
-            router
-            + shared
-            + system.roofline.moe_layer_s(
-                t_all,
+
+        def even_s(tokens: Array) -> Array:
+            return system.roofline.moe_layer_s(
+                tokens,
                 hidden=model.hidden,
                 inter=model.moe_ffn_hidden,
                 topk=model.top_k,
@@ -131,7 +131,8 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_a
                 ep=ep,
                 dtype=measured,
             )
-        )
+
+        return router + shared + uneven_s(model, plan, t_all, even_s)
     return router + shared + _unmeasured_experts_s(model, plan, system, t_all, ep)
 
 
@@ -148,6 +149,8 @@ def _unmeasured_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSyste
     mean = t_all * model.top_k / ep
     pairs = np.minimum(mean + np.sqrt(2 * mean * np.log(ep)), t_all * model.top_k)
     local = np.minimum(covered_experts(model, t_all) / ep, np.maximum(pairs, 1))
+    if plan.expert_skew or plan.redundant_experts:
+        pairs, local = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)
     width = model.moe_ffn_hidden * ep / (plan.tp * plan.dp)
     n_in = 2.0 if model.gated_mlp else 1.0
     first = grouped_gemm_s(system, pairs, local, n_in * width, float(model.hidden), plan.experts_in)
