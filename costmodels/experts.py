@@ -15,14 +15,14 @@ def expert_share_read(n_experts: int, top_k: int, tokens: Floats, *, skew: float
 
     ``skew = 0`` is uniform routing, ``1 - (1 - k/E)^n``. No ``q_e`` exceeds 1: the excess goes to the other experts.
     """
-    q = _chosen(n_experts, top_k, skew)
+    q = chosen(n_experts, top_k, skew)
     n = np.asarray(tokens, float)
     share: Floats = np.mean(1 - (1 - q) ** n[..., None], axis=-1)
     return share
 
 
 @cache
-def _chosen(n_experts: int, top_k: int, skew: float) -> NDArray[np.float64]:
+def chosen(n_experts: int, top_k: int, skew: float) -> NDArray[np.float64]:
     """Chance that a token chooses each expert."""
     weight = np.arange(1, n_experts + 1, dtype=float) ** -skew
     q = np.zeros(n_experts)

@@ -31,11 +31,11 @@ class ServeMemory:
 def weights_bytes(model: ModelSpec, plan: EnginePlan) -> float:
     """Weight bytes on one GPU: embeddings and head over tp, layers over tp·pp, routed experts over all GPUs.
 
-    Embeddings, head, norms and routers stay in 16 bits. Under attention DP every rank holds the attention.
+    Extra copies of experts count; embeddings, head, norms and routers stay in 16 bits. Under attention DP every rank holds the attention.
     """
     p, width = count_params(model), weight_bytes(plan.weight_dtype)
     split = plan.tp * plan.pp
-    experts = p.n_moe_layers * model.n_experts * p.expert
+    experts = p.n_moe_layers * (model.n_experts + plan.redundant_experts * bool(model.n_experts)) * p.expert
     shared = p.n_moe_layers * (p.moe_ffn_per_layer - model.n_experts * p.expert - p.router_per_layer) if p.n_moe_layers else 0
     dense = p.n_dense_ffn_layers * p.dense_ffn_per_layer
     attention = model.n_layers * p.attn_per_layer
