@@ -18,6 +18,8 @@ from .experts import chosen
 
 N_PLACEMENTS = 64
 """Random placements averaged where nobody chose one."""
+N_SIZES = 128
+"""Longer arrays of step sizes are interpolated between this many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,11 @@ def most_loaded(n_experts: int, top_k: int, skew: float, ep: int, n_extra: int, 
     A rank of share ``s`` gets ``x + √(2·x·ln n)`` pairs, ``x = tokens·s``: the expected largest of ``n`` Poisson counts, where ``n``
     is how many ranks are as loaded, ``Σs/max s``. Its busy experts are ``Σ 1 − (1 − share)^tokens`` over its slots.
     """
+    if tokens.size > N_SIZES:  # smooth in the tokens: a geometric grid and lines between
+        sizes = np.geomspace(1.0, max(float(tokens.max()), 2.0), N_SIZES - 1)
+        at = np.concatenate([[0.0], sizes])
+        columns = most_loaded(n_experts, top_k, skew, ep, n_extra, at)
+        return np.interp(tokens, at, columns[0]), np.interp(tokens, at, columns[1])
     found = placements(n_experts, top_k, skew, ep, n_extra)
     pairs, busy = np.zeros(tokens.shape), np.zeros(tokens.shape)
     for p in found:
