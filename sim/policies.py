@@ -17,7 +17,8 @@ class Policy:
     ``chunked``: a prompt may be cut to fill the token budget. ``mixed``: prefill and decode share a step (else prefill runs first,
     alone). ``refill``: requests join a running batch (else only once it has drained). ``padded``: a finished sequence keeps its row
     until the batch ends. ``reserve_output``: KV for the whole answer is set aside at admission. ``by_priority``: the waiting are
-    ordered by (priority, arrival) and the lowest priority is preempted first.
+    ordered by (priority, arrival) and the lowest priority is preempted first. ``layer_tokens`` > 0: whole prompts pass through one group
+    of layers a step, a group for each so many of their tokens, while the other layers run decodes alone.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Policy:
     padded: bool = False
     reserve_output: bool = False
     by_priority: bool = False
+    layer_tokens: int = 0
 
 
 POLICIES = {
@@ -40,11 +42,13 @@ POLICIES = {
         Policy(name="vllm-v0", chunked=False, mixed=False),
         Policy(name="sglang", mixed=False),
         Policy(name="decode-first", chunked=False, mixed=False, refill=False),
+        Policy(name="layered", chunked=False, layer_tokens=512),
         Policy(name="static", chunked=False, mixed=False, refill=False, padded=True, reserve_output=True),
     )
 }
 """Sources: static and Orca: Yu et al., OSDI 2022. Sarathi: Agrawal et al., arXiv 2308.16369 and 2403.02310. Dynamic SplitFuse: Holmes et
-al., arXiv 2401.08671 (KV for the answer is secured before a prompt starts). vLLM v0 and v1: its scheduler's documented order."""
+al., arXiv 2401.08671 (KV for the answer is secured before a prompt starts). vLLM v0 and v1: its scheduler's documented order. Layered:
+Layered Prefill (2025), a group of layers for every 512 tokens."""
 
 
 def policy_named(name: str) -> Policy:

@@ -1,0 +1,181 @@
+"""Time of a serving step that checks guessed tokens: tables over (draft tokens, batch), what drafting costs, and the best γ by batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios import registry
+from ..scenarios.errors import BadInput
+from ..scenarios.model import ModelSpec
+from ..scenarios.serving import EnginePlan
+from ..scenarios.serving_parts import Speculation
+from .acceptance import chain_tokens
+from .arrays import Array, Reals
+from .serving import Reach, step_times
+from .serving_context import decode_attention_s, spread
+from .serving_memory import ServeMemory, kv_bytes_per_token, weights_bytes
+from .serving_ops import ServeSystem, head_s
+from .step_times import PS, StepTimes
+
+KEEP_FRAC = 0.01
+"""``gamma_table`` keeps the γ of the next smaller batch while it loses less than this to the best one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyTimes:
+    """``step = linear[n·q + prompt tokens] + fixed[γ][n] + per_kv[γ][n]·kv_sum + Σ_chunks (prefill[c] + prefill_slope[c]·past)``, in ps.
+
+    A step of ``n`` sequences with γ guesses each checks ``q = 1 + γ·width`` tokens a sequence; ``kv_sum`` counts cached tokens, those
+    ``n·q`` included. ``fixed`` and ``per_kv`` hold γ = 0 … ``draft_tokens`` and include drafting; row 0 is ``times`` without
+    speculation. In ``times`` a prompt chunk also pays the draft's own pass over it.
+    """
+
+    times: StepTimes
+    fixed: list[list[int]]
+    per_kv: list[list[int]]
+    width: int
+
+    def step_ps(self, n_decodes: int, draft_tokens: int, kv_sum: int, chunks: list[tuple[int, int]]) -> int:
+        """One step: ``n_decodes`` sequences with ``draft_tokens`` guesses each, and prompt chunks as (tokens, past)."""
+        t, tokens = self.times, n_decodes * (1 + draft_tokens * self.width) + sum(c for c, _ in chunks)
+        attention = sum(t.prefill[c] + t.prefill_slope[c] * past for c, past in chunks)
+        return t.linear[tokens] + self.fixed[draft_tokens][n_decodes] + self.per_kv[draft_tokens][n_decodes] * kv_sum + attention
+
+
+def query_tokens(speculation: Speculation, draft_tokens: int) -> int:
+    """Tokens one sequence sends through the model in a step: ``1 + γ``, or ``1 + γ·width`` of a tree."""
+    return 1 + draft_tokens * (speculation.tree_width if speculation.method == "tree" else 1)
+
+
+def depth_acceptance(speculation: Speculation, accept_frac: Reals) -> Array:
+    """Chance that a depth of the draft goes on: α, or ``1 − (1 − α)^width`` when a tree offers several. Source: RSD (2024), k siblings."""
+    width = speculation.tree_width if speculation.method == "tree" else 1
+    out: Array = 1 - (1 - np.asarray(accept_frac, np.float64)) ** width
+    return out
+
+
+def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, times: StepTimes) -> VerifyTimes:
+    """Tables of the plan's speculation beside ``times``, its plain ones (long enough for ``n·q`` tokens).
+
+    Attention reads the cache once for the ``q`` tokens of a sequence, which share it as more query heads of a group do; logits are
+    taken for each. Drafting is γ passes of ``draft_model`` (of ``tree_width`` rows a sequence), priced as the model is but without an
+    engine's host time, or ``draft_frac`` of a one-token step each. Raises BadInput without a speculation, UnknownName for its model.
+    """
+    spec = plan.speculation
+    if spec is None:
+        raise BadInput("the plan has no speculation to price")
+    seqs = np.arange(reach.seqs + 1)
+    draft = _draft_times(plan, system, reach, spec) if spec.draft_model else None
+    rows = np.minimum(seqs * (spec.tree_width if spec.method == "tree" else 1), len(times.linear) - 1)
+    if draft is not None:
+        pass_fixed = np.array(draft.linear)[rows] + np.array(draft.decode)
+        pass_kv = np.array(draft.decode_slope)
+    else:
+        pass_fixed = np.rint(spec.draft_frac * (np.array(times.linear)[rows] + np.array(times.decode)))
+        pass_kv = np.rint(spec.draft_frac * np.array(times.decode_slope))
+    fixed, per_kv = [list(times.decode)], [list(times.decode_slope)]
+    base = _check_s(model, plan, system, reach, 1)
+    least_fixed, least_slope = np.zeros(len(seqs)), np.zeros(len(seqs))
+    for gamma in range(1, spec.draft_tokens + 1):
+        start, slope = _check_s(model, plan, system, reach, query_tokens(spec, gamma))
+        least_fixed = np.maximum(least_fixed, start - base[0])
+        least_slope = np.maximum(least_slope, slope - base[1])
+        more, steeper = np.rint(least_fixed * PS), np.rint(least_slope * PS)
+        more[0] = steeper[0] = 0.0
+        fixed.append(_ints(times.decode + more + gamma * np.where(seqs > 0, pass_fixed, 0)))
+        per_kv.append(_ints(times.decode_slope + steeper + gamma * pass_kv))
+    prompts = _with_draft_prompts(times, draft, spec.draft_frac)
+    return VerifyTimes(times=prompts, fixed=fixed, per_kv=per_kv, width=query_tokens(spec, 1) - 1)
+
+
+def _check_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, q: int) -> tuple[Array, Array]:
+    """Attention and head of checking ``q`` tokens a sequence, affine in the cached tokens: (fixed part, seconds a cached token)."""
+    some = np.maximum(np.arange(reach.seqs + 1, dtype=np.float64), 1)
+    asking = replace(model, n_heads=model.n_heads * q)
+    low, high = (decode_attention_s(asking, plan, system, some, kv) for kv in (reach.kv_low_tokens, reach.kv_high_tokens))
+    slope = (high - low) / (some * (reach.kv_high_tokens - reach.kv_low_tokens))
+    start = np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
+    return start + head_s(model, spread(plan), system, some * q), slope
+
+
+def _draft_times(plan: EnginePlan, system: ServeSystem, reach: Reach, spec: Speculation) -> StepTimes:
+    quiet = replace(system, engine=replace(system.engine, step_cpu_s=0.0, sequence_cpu_s=0.0))
+    return step_times(registry.model(spec.draft_model), replace(plan, speculation=None), quiet, reach)
+
+
+def _with_draft_prompts(times: StepTimes, draft: StepTimes | None, draft_frac: float) -> StepTimes:
+    """Prompt tables plus the draft's own pass over each chunk, layers and attention."""
+    chunks = len(times.prefill)
+    if draft is None:
+        start = np.rint(draft_frac * (np.array(times.linear[:chunks]) + np.array(times.prefill)))
+        after = np.rint(draft_frac * np.array(times.prefill_slope))
+    else:
+        start, after = np.array(draft.linear[:chunks]) + np.array(draft.prefill), np.array(draft.prefill_slope)
+    return replace(times, prefill=_ints(times.prefill + start), prefill_slope=_ints(times.prefill_slope + after))
+
+
+def memory_with_draft(memory: ServeMemory, plan: EnginePlan, block_tokens: int) -> ServeMemory:
+    """The replica's memory when a draft model's weights and cache live beside it: the pool shrinks to what both caches need a token.
+
+    Unchanged when no draft model is named. Raises BadInput when no block is left.
+    """
+    if plan.speculation is None or not plan.speculation.draft_model:
+        return memory
+    draft, alone = registry.model(plan.speculation.draft_model), replace(plan, speculation=None)
+    weights, per_token = weights_bytes(draft, alone), memory.kv_bytes_per_token + kv_bytes_per_token(draft, alone)
+    blocks = plan.kv_blocks or int((memory.kv_bytes - weights) // (per_token * block_tokens)) * plan.dp
+    if blocks < 1:
+        raise BadInput(
+            f"draft_model={draft.name} needs {weights / 2**30:.1f} GiB beside the model and {memory.kv_bytes / 2**30:.1f} GiB are left for "
+            "the KV cache: no room; take a smaller draft or more GPUs"
+        )
+    return replace(
+        memory,
+        weights_bytes=memory.weights_bytes + weights,
+        kv_bytes_per_token=per_token,
+        kv_blocks=blocks,
+        kv_bytes=blocks / plan.dp * per_token * block_tokens,
+    )
+
+
+def best_draft_tokens(verify: VerifyTimes, accept_frac: float, n_seqs: int, kv_sum: int, most: int) -> int:
+    """γ up to ``most`` with the most expected tokens a second of a step of ``n_seqs``; ``accept_frac`` is that of one depth.
+
+    Source: SmartSpec (Liu et al. 2024): goodput ``n·(1 − α^(γ+1))/(1 − α) / T(n, γ)``.
+    """
+    steps = [verify.step_ps(n_seqs, g, kv_sum + n_seqs * (1 + g * verify.width), []) for g in range(most + 1)]
+    rates = [chain_tokens(accept_frac, g) / step for g, step in enumerate(steps)]
+    return rates.index(max(rates))
+
+
+def gamma_table(verify: VerifyTimes, speculation: Speculation, max_seqs: int, kv_tokens: float) -> tuple[tuple[int, int], ...]:
+    """(largest batch, γ) rows, rising: the γ of most expected tokens a second for sequences of ``kv_tokens`` cached tokens each.
+
+    A row goes on while its γ stays within ``KEEP_FRAC`` of the best; batches whose steps the tables do not reach have γ = 0.
+    """
+    alpha = float(depth_acceptance(speculation, speculation.accept_frac))
+    gammas = np.arange(len(verify.fixed))
+    yielded = np.array([chain_tokens(alpha, float(g)) for g in gammas])
+    n = np.arange(1, max_seqs + 1)
+    queries = n * (1 + gammas[:, None] * verify.width)
+    linear, top = np.array(verify.times.linear), len(verify.times.linear) - 1
+    cached = n * kv_tokens + queries
+    step = linear[np.minimum(queries, top)] + np.array(verify.fixed)[:, n] + np.array(verify.per_kv)[:, n] * cached
+    rate = np.where(queries <= top, yielded[:, None] / step, 0.0)
+    rows: list[tuple[int, int]] = []
+    chosen = -1
+    for at, best in enumerate(rate.max(0)):
+        if chosen < 0 or rate[chosen, at] < best * (1 - KEEP_FRAC):
+            chosen = int(rate[:, at].argmax())
+        if rows and rows[-1][1] == chosen:
+            rows.pop()
+        rows.append((at + 1, chosen))
+    return tuple(rows)
+
+
+def _ints(values: NDArray[np.float64]) -> list[int]:
+    out: list[int] = np.rint(values).astype(np.int64).tolist()
+    return out
