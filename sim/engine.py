@@ -49,7 +49,11 @@ class Limits:
 
 
 class Replica:
-    """One engine. ``submit`` requests in order of ``ready``, then ``run(until)``; results land in the shared ``Requests``."""
+    """One engine. ``submit`` requests in order of ``ready``, then ``run(until)``; results land in the shared ``Requests``.
+
+    Where ``seen`` is a list, ``run`` returns after each step that finished requests and appends (request, that step's time) of each. Where
+    ``hold`` is set, a request that ends with its prompt keeps its KV until ``let_go``.
+    """
 
     def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits, store: PrefixCache | None = None) -> None:
         if store is not None and policy.padded:
@@ -73,6 +77,8 @@ class Replica:
         self.last_decode = 0
         self.fresh: list[int] = []
         self.log: StepLog | None = None
+        self.seen: list[tuple[int, int]] | None = None
+        self.hold = False
 
     def submit(self, request: int) -> bool:
         """Queue a request; False (and noted as rejected) when the whole KV pool could not hold it, or no step could carry its prompt."""
@@ -98,7 +104,7 @@ class Replica:
         now, k, n, kv, pad, free = self.now, self.k, self.n, self.kv, self.pad, self.free
         part, past, rem, opened, held = self.part, self.past, self.rem, self.open, self.held
         gaps, counts, fresh, last_decode = self.gaps.ps, self.gaps.counts, self.fresh, self.last_decode
-        n_steps, busy, n_done, log = self.n_steps, self.busy_ps, 0, self.log
+        n_steps, busy, n_done, log, seen, keep = self.n_steps, self.busy_ps, 0, self.log, self.seen, self.hold
         next_ready = ready[pending[p]] if p < len(pending) else NEVER
         next_end = heap[0] >> bits if heap else NEVER
         joins: list[int] = []
@@ -240,6 +246,8 @@ class Replica:
                     q = heappop(heap) & mask
                     finish[q] = now
                     n_done += 1
+                    if seen is not None:
+                        seen.append((q, dt // m))
                     length = prompt[q] + output[q] - 1
                     n -= 1
                     kv -= length
@@ -270,6 +278,10 @@ class Replica:
                     if not steps:
                         finish[q] = now
                         n_done += 1
+                        if seen is not None:
+                            seen.append((q, dt))
+                        if keep:
+                            continue
                         shared = store.release(q, free) if store is not None else 0
                         free += -(-prompt[q] // block) - shared
                         continue
@@ -286,11 +298,17 @@ class Replica:
                     if not mixed:
                         fresh.append(now)
                 joins.clear()
+            if seen:
+                break
 
         self.now, self.k, self.n, self.kv, self.pad, self.free, self.next_pending = now, k, n, kv, pad, free, p
         self.part, self.past, self.rem, self.open, self.held, self.last_decode = part, past, rem, opened, held, last_decode
         self.n_steps, self.busy_ps = n_steps, busy
         self.n_outstanding -= n_done
+
+    def let_go(self, request: int) -> None:
+        """Free the KV of a request that ended with its prompt under ``hold``."""
+        self._give_back(request, self.r.prompt[request])
 
     def queued_blocks(self) -> int:
         """KV blocks that the prompts not yet admitted will take."""
