@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from math import log2
+
+from ..scenarios.calibration import FamilyFit
 
 NO_WINDOW = 65536.0
 
@@ -43,3 +45,20 @@ def _distance(name: str, latent: bool, v_dim: float, window: float, narrow: bool
         abs(log2(own_window / wanted)),
         float(("fp8" in parts) != narrow),
     )
+
+
+def moe_key(families: Mapping[str, FamilyFit], dtype: str, kernel: str, shape: str, ep_over_tp: float) -> str:
+    """The MoE kernel ``moe.<dtype>.<kernel>`` to price with: one that measured this shape, then one measured nearest to the split of
+    experts over widths (engines switch kernels with it), then the one with most rows. An unknown key where the format was not measured.
+    """
+
+    def distance(key: str) -> tuple[float, ...]:
+        own = families.get(f"{key}.shapes")
+        if own is None:
+            return (1.0, 0.0, -families[key].n_rows)
+        nodes, at = own.axes[1], max(ep_over_tp * 64, 1e-9)
+        beyond = max(log2(nodes[0] / at), log2(at / nodes[-1]), 0.0)
+        return (float(shape not in own.labels), beyond, -families[key].n_rows)
+
+    known = [k for k in families if k.startswith(f"moe.{dtype}.") and k.count(".") == 2 and (not kernel or k.endswith(kernel))]
+    return min(known, key=distance, default=f"moe.{dtype}.{kernel}")

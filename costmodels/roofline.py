@@ -20,7 +20,7 @@ from .attention_curve import (
 )
 from .gemm_curve import gemm_bytes, gemm_floor_s, gemm_trend_s, weight_bytes
 from .grid_curve import GridCurve
-from .lookup import attention_keys, format_keys
+from .lookup import attention_keys, format_keys, moe_key
 from .moe_curve import SKEWS, moe_coordinates, moe_floor_s, moe_own_coordinates, moe_shape, moe_trend_s, moe_work
 
 
@@ -192,14 +192,10 @@ class Roofline:
         """Seconds of the most loaded rank of a fused MoE layer as serving engines run it (no communication).
 
         ``tokens`` enter over all ``ep`` ranks; ``inter`` is split ``tp`` ways; ``routing`` is a key of SKEWS; ``kernel`` names a measured
-        backend (default: the one with most measurements). One shape per call: its own correction applies if it was measured.
+        backend (default: ``lookup.moe_key``). One shape per call: its own correction applies if it was measured.
         """
-        keys = [
-            k
-            for k in self.calibration.families
-            if k.startswith(f"moe.{dtype}.") and k.count(".") == 2 and (not kernel or k.endswith(kernel))
-        ]
-        best = max(keys, key=lambda k: self.calibration.families[k].n_rows, default=f"moe.{dtype}.{kernel}")
+        split = float(np.max(as_floats(ep)[0] / as_floats(tp)[0], initial=0))
+        best = moe_key(self.calibration.families, dtype, kernel, moe_shape(hidden, inter, topk, n_experts), split)
         key, fit = self._fit((best,))
         own = self.calibration.families.get(f"{key}.shapes")
         label = moe_shape(hidden, inter, topk, n_experts)

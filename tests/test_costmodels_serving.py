@@ -12,7 +12,6 @@ from roofplan.costmodels.serving_memory import kv_bytes_per_token, serve_memory,
 from roofplan.costmodels.serving_ops import covered_experts, gemm_s, serve_system, tp_all_reduce_s
 from roofplan.costmodels.step_times import PS
 from roofplan.scenarios import registry
-from roofplan.scenarios.calibration import FamilyFit
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.load import names
 from roofplan.scenarios.serving import EnginePlan, ServeWorkload, serving_engine
@@ -103,20 +102,17 @@ def test_weight_only_formats_read_fewer_bytes_but_compute_in_16_bits():
     assert gemm_s(system, many, 8192, 8192, "int4")[0] >= 2 * 8192**3 / system.accelerator.bf16_flops_per_s
 
 
-def test_one_shot_all_reduce_is_used_where_it_was_measured_and_cheaper():
+def test_own_all_reduce_is_used_where_it_was_measured_and_cheaper():
+    """vLLM's kernel in a CUDA graph, H100, 8 ranks: 5.1 us at 8 KiB, 5.6 us at 32 KiB; NCCL takes over for large messages."""
     system = system_of("h100-sxm")
     small, large = np.array([16384.0]), np.array([1e9])
-    library = system.network.all_reduce_s(small, 8, 1)
-    fit = FamilyFit(
-        coefficients={"launch_s": 4e-6, "hop_s": 1e-7, "link_frac": 0.5}, n_rows=1, error_frac=0.1, p90_error_frac=0.2, source="test"
-    )
     base = replace(system.network.calibration, families={k: v for k, v in system.network.calibration.families.items() if "custom" not in k})
     without = replace(system, network=replace(system.network, calibration=base))
-    fitted = replace(base, families=base.families | {"custom_allreduce.graph": fit})
-    with_own = replace(system, network=replace(system.network, calibration=fitted))
-    assert tp_all_reduce_s(without, small, 8) == pytest.approx(library)
-    assert tp_all_reduce_s(with_own, small, 8)[0] == pytest.approx(4e-6 + 3e-7 + 16384 / (0.5 * system.network.intra.bytes_per_s))
-    assert tp_all_reduce_s(with_own, large, 8)[0] <= system.network.all_reduce_s(large, 8, 1)[0]
+    assert tp_all_reduce_s(without, small, 8) == pytest.approx(system.network.all_reduce_s(small, 8, 1))
+    assert tp_all_reduce_s(system, small, 8) == pytest.approx(system.network.custom_all_reduce_s(small, 8))
+    assert tp_all_reduce_s(system, small, 8)[0] < 0.8 * system.network.all_reduce_s(small, 8, 1)[0]
+    assert tp_all_reduce_s(system, large, 8)[0] <= system.network.all_reduce_s(large, 8, 1)[0]
+    assert tp_all_reduce_s(system, small, 1)[0] == 0
 
 
 @pytest.mark.parametrize("name", sorted(names("engines")))
