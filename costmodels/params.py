@@ -86,12 +86,14 @@ def layer_params(model: ModelSpec) -> tuple[int, ...]:
 
 
 def _attention(model: ModelSpec) -> int:
-    """Query, key, value and output projections, their biases, and norms of query and key heads."""
+    """Query, key, value and output projections, their biases, and norms of query and key heads; queries may pass a low rank (MFA)."""
     q, k, v = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim, model.n_kv_heads * model.v_dim
     out = model.n_heads * model.v_dim
     bias = q + k + v if model.qkv_bias or model.linear_bias else 0
     out_bias = model.hidden if model.linear_bias else 0
-    return model.hidden * (q + k + v + out) + bias + out_bias + (2 * model.head_dim if model.qk_norm else 0)
+    low = model.q_lora_rank
+    query = low * (model.hidden + 1 + q) if low else model.hidden * q
+    return query + model.hidden * (k + v + out) + bias + out_bias + (2 * model.head_dim if model.qk_norm else 0)
 
 
 def _mla(model: ModelSpec) -> int:

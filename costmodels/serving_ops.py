@@ -84,8 +84,13 @@ def attention_linear_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, 
     heads = float(-(-model.n_heads // plan.tp))
     if not model.is_mla:
         kv = float(-(-model.n_kv_heads // plan.tp))
-        qkv = gemm_s(system, t, heads * model.qk_dim + kv * (model.qk_dim + model.v_dim), h, dtype)
-        return qkv + gemm_s(system, t, h, heads * model.v_dim, dtype)
+        q = heads * model.qk_dim
+        if model.q_lora_rank:  # queries pass a low rank: down beside keys and values, then up
+            first, q = gemm_s(system, t, q, model.q_lora_rank, dtype), float(model.q_lora_rank)
+        else:
+            first = np.zeros_like(t)
+        qkv = gemm_s(system, t, q + kv * (model.qk_dim + model.v_dim), h, dtype)
+        return first + qkv + gemm_s(system, t, h, heads * model.v_dim, dtype)
     rank, rope = float(model.kv_lora_rank), float(model.rope_head_dim)
     if model.q_lora_rank:
         down = gemm_s(system, t, model.q_lora_rank + rank + rope, h, dtype)

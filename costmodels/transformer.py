@@ -40,8 +40,11 @@ def projection_ops(model: ModelSpec, plan: ParallelPlan, cut: Shard, fw: Framewo
             Op(name="mla-up-kv", work=Gemm(m=m, n=up_kv, k=model.kv_lora_rank, dtype=dtype)),
         ]
     else:
-        width = cut.q_width + cut.kv_width + cut.kv_heads * model.v_dim
+        low = model.q_lora_rank
+        width = (low or cut.q_width) + cut.kv_width + cut.kv_heads * model.v_dim
         gemms = [Op(name="qkv", work=Gemm(m=m, n=width, k=h, dtype=dtype))]
+        if low:
+            gemms.append(Op(name="up-q", work=Gemm(m=m, n=cut.q_width, k=low, dtype=dtype)))
     gemms.append(Op(name="attn-out", work=Gemm(m=m, n=h, k=v_width, dtype=dtype)))
     if model.position == "rope":
         rotated = cut.q_width + cut.kv_width if not model.is_mla else cut.heads * model.rope_head_dim
