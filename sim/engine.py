@@ -12,13 +12,14 @@ import math
 from array import array
 from collections import deque
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from ..costmodels.step_times import StepTimes
 from ..scenarios.errors import BadInput
 from .gaps import FOLD, GapHistogram
-from .kvstore import PrefixCache
+from .kvstore import PrefixStore
 from .policies import Policy, PriorityQueue, Waiting
+from .preempt import give_back, preempt
 from .requests import Requests
 from .step_log import StepLog
 
@@ -55,7 +56,7 @@ class Replica:
     ``hold`` is set, a request that ends with its prompt keeps its KV until ``let_go``.
     """
 
-    def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits, store: PrefixCache | None = None) -> None:
+    def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits, store: PrefixStore | None = None) -> None:
         if store is not None and policy.padded:
             raise BadInput(f"policy={policy.name} keeps finished rows in the batch and shares no prefixes; turn the prefix cache off")
         self.store = store
@@ -72,10 +73,12 @@ class Replica:
         self.grow = [0] * limits.block_tokens
         self.order: list[int] = []
         self.bits = len(requests).bit_length()
-        self.n_steps = self.busy_ps = self.n_preempted = self.n_outstanding = self.penalty = 0
+        self.n_steps = self.busy_ps = self.n_preempted = self.n_outstanding = 0
         self.gaps = GapHistogram()
         self.last_decode = 0
         self.fresh: list[int] = []
+        self.loading: list[tuple[int, int]] = []
+        self.landed: deque[int] = deque()
         self.log: StepLog | None = None
         self.seen: list[tuple[int, int]] | None = None
         self.hold = False
@@ -107,6 +110,8 @@ class Replica:
         n_steps, busy, n_done, log, seen, keep = self.n_steps, self.busy_ps, 0, self.log, self.seen, self.hold
         next_ready = ready[pending[p]] if p < len(pending) else NEVER
         next_end = heap[0] >> bits if heap else NEVER
+        loading, landed, loads = self.loading, self.landed, store is not None and store.tiers is not None
+        next_land = loading[0][0] if loading else NEVER
         joins: list[int] = []
 
         while now < until:
@@ -114,10 +119,14 @@ class Replica:
                 waiting.append(pending[p])
                 p += 1
                 next_ready = ready[pending[p]] if p < len(pending) else NEVER
-            if not n and part < 0 and not waiting:
-                if next_ready >= until:
+            while next_land <= now:
+                landed.append(heappop(loading)[1])
+                next_land = loading[0][0] if loading else NEVER
+            if not n and part < 0 and not waiting and not landed:
+                at = min(next_ready, next_land)
+                if at >= until:
                     break
-                now = next_ready
+                now = at
                 continue
 
             # 1. room for one more token of everything that decodes
@@ -125,8 +134,8 @@ class Replica:
             need = grow[(k + 1) % block]
             if need > free:
                 self.now, self.k, self.n, self.kv, self.free, self.part = now, k, n, kv, free, part
-                self._evict()
-                n, kv, free, part, attention, starved = self.n, self.kv, self.free, self.part, self.penalty, True
+                attention, starved = preempt(self), True
+                n, kv, free, part = self.n, self.kv, self.free, self.part
                 need = grow[(k + 1) % block]
                 next_end = heap[0] >> bits if heap else NEVER
 
@@ -143,27 +152,38 @@ class Replica:
                 if not rem:
                     joins.append(part)
                     part = -1
-            if waiting and part < 0 and opened and not starved:
+            if (waiting or landed) and part < 0 and opened and not starved:
                 room = free - need
                 seats = max_seqs - n - pad - len(joins)
                 while seats > 0 and left > 0:
-                    q = waiting[0]
+                    queue = landed or waiting
+                    q = queue[0]
                     size = prompt[q]
                     hold = -(-(size + output[q] - 1 if reserve else size) // block)
                     past = cached[q]
                     if store is not None:
                         hit, shared = store.match(q, free)
-                        hold -= shared
+                        hold = -shared if landed else hold - shared
                         past = max(past, min(hit, size - 1))
                     if hold > room:
                         break
+                    if loads and not landed:
+                        lands = self._fetch(q, past, now)
+                        if lands:
+                            waiting.popleft()
+                            room -= hold
+                            free -= hold
+                            next_land = min(next_land, lands)
+                            if not waiting:
+                                break
+                            continue
                     c = size - past
                     if c > left:
                         if chunked:
                             part, rem, c = q, c - left, left
                         elif joins:
                             break
-                    waiting.popleft()
+                    queue.popleft()
                     if store is not None:
                         store.take(q)
                     if cached[q]:
@@ -179,16 +199,25 @@ class Replica:
                         past += c
                         break
                     joins.append(q)
-                    if not waiting:
+                    if not waiting and not landed:
                         break
 
             # 3. the step's time
             if tokens == decoding:
+                if not n:  # prompts on their way from a tier hold the room of all that wait
+                    at = now + attention if starved else min(next_ready, next_land)
+                    if not starved and at >= until:
+                        break
+                    busy += attention
+                    now = at
+                    continue
                 rows = n + pad
                 fixed, per_kv = linear[rows] + decode[rows], slope[n]
                 m = 1 if starved else next_end - k
                 if m > 1:
                     limit = until if (waiting and fcfs) or until < next_ready else next_ready
+                    if next_land < limit:
+                        limit = next_land
                     j = m - 1
                     if now + j * fixed + per_kv * (j * kv + n * (j * m >> 1)) >= limit:
                         m = _steps_before(limit - now, fixed + per_kv * kv, per_kv * n) + 1
@@ -308,65 +337,34 @@ class Replica:
 
     def let_go(self, request: int) -> None:
         """Free the KV of a request that ended with its prompt under ``hold``."""
-        self._give_back(request, self.r.prompt[request])
+        give_back(self, request, self.r.prompt[request])
 
     def queued_blocks(self) -> int:
         """KV blocks that the prompts not yet admitted will take."""
         r = self.r
         return sum(self._blocks(r.prompt[q]) for q in [*self.waiting, *self.pending[self.next_pending :]])
 
-    def _evict(self) -> None:
-        """Preempt from the newest (or least urgent) until every decode left has room for its next token."""
-        self.penalty = 0
-        while self.grow[(self.k + 1) % self.block] > self.free:
-            victim = self._victim()
-            if victim == self.part:
-                self.part = -1
-                self._give_back(victim, self.r.prompt[victim])
-            else:
-                self._stop(victim)
-            self.waiting.appendleft(victim)
-            self.n_preempted += 1
-            if self.log is not None:
-                self.log.preempt(self.now, victim)
+    def peek(self, request: int) -> int:
+        """Prompt tokens of the request that this replica's prefix cache would save; 0 without one. Changes nothing."""
+        return self.store.peek(request, self.free) if self.store is not None else 0
 
-    def _victim(self) -> int:
-        if self.policy.by_priority:
-            mask = (1 << self.bits) - 1
-            running = [entry & mask for entry in self.heap] + ([self.part] if self.part >= 0 else [])
-            return max(running, key=lambda q: (self.r.priority[q], q))
-        if self.part >= 0:
-            return self.part
-        while self.r.end[self.order[-1]] <= self.k:
-            self.order.pop()
-        return self.order.pop()
+    def _fetch(self, q: int, past: int, now: int) -> int:
+        """When the KV that tiers hold of this request lands, in ps; 0 when it may be admitted at once."""
+        assert self.store is not None
+        if self.loading:
+            self.store.landed(now)
+        lands = self.store.fetch(q, now, past, self._compute_ps)
+        if lands:
+            heappush(self.loading, (lands, q))
+        return lands
 
-    def _stop(self, q: int) -> None:
-        """Take a decoding request out: its answer so far becomes prompt; under swap its KV goes to the host and comes back later."""
-        r, k, last = self.r, self.k, self.r.end[q]
-        self.heap.remove(last << self.bits | q)
-        heapify(self.heap)
-        self.grow[(last - r.output[q] + 2 - r.prompt[q]) % self.block] -= 1
-        done = r.output[q] - (last - k)
-        if done == 1 and self.fresh:
-            self.fresh.pop()
-        r.prompt[q] += done
-        r.output[q] -= done
-        r.end[q] = -1
-        length = r.prompt[q] - 1
-        self.n -= 1
-        self.kv -= length
-        self._give_back(q, length)
-        r.lost[q] = self.now
-        if self.swap:
-            copy_ps = self._blocks(length) * self.times.swap
-            self.penalty += copy_ps
-            r.cached[q], r.swapped[q] = length, copy_ps
-
-    def _give_back(self, q: int, tokens: int) -> None:
-        """Return a preempted request's blocks, but for those of its prefix that others hold."""
-        shared = self.store.release(q, self.free) if self.store is not None else 0
-        self.free += self._blocks(tokens) - shared
+    def _compute_ps(self, tokens: int, past: int) -> int:
+        """Time to compute ``tokens`` of a prompt after ``past`` with nothing beside it, in chunks of the token budget."""
+        t, c = self.times, self.budget if self.policy.chunked else tokens
+        full, rest = divmod(tokens, c)
+        whole = t.linear[c] + t.prefill[c] + t.prefill_slope[c] * past
+        ps = full * whole + t.prefill_slope[c] * c * (full * (full - 1) // 2)
+        return ps + (t.linear[rest] + t.prefill[rest] + t.prefill_slope[rest] * (past + full * c) if rest else 0)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block)

@@ -18,7 +18,8 @@ class Policy:
     alone). ``refill``: requests join a running batch (else only once it has drained). ``padded``: a finished sequence keeps its row
     until the batch ends. ``reserve_output``: KV for the whole answer is set aside at admission. ``by_priority``: the waiting are
     ordered by (priority, arrival) and the lowest priority is preempted first. ``layer_tokens`` > 0: whole prompts pass through one group
-    of layers a step, a group for each so many of their tokens, while the other layers run decodes alone.
+    of layers a step, a group for each so many of their tokens, while the other layers run decodes alone. ``radix``: cached prefixes form a
+    tree whose least recently used leaf goes first.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Policy:
     reserve_output: bool = False
     by_priority: bool = False
     layer_tokens: int = 0
+    radix: bool = False
 
 
 POLICIES = {
@@ -40,7 +42,7 @@ POLICIES = {
         Policy(name="splitfuse", reserve_output=True),
         Policy(name="orca", chunked=False, reserve_output=True),
         Policy(name="vllm-v0", chunked=False, mixed=False),
-        Policy(name="sglang", mixed=False),
+        Policy(name="sglang", mixed=False, radix=True),
         Policy(name="decode-first", chunked=False, mixed=False, refill=False),
         Policy(name="layered", chunked=False, layer_tokens=512),
         Policy(name="static", chunked=False, mixed=False, refill=False, padded=True, reserve_output=True),

@@ -10,24 +10,27 @@ from ..costmodels.serving import Reach, step_times
 from ..costmodels.serving_memory import ServeMemory, serve_memory
 from ..costmodels.serving_ops import ServeSystem
 from ..costmodels.step_times import StepTimes
-from ..scenarios.errors import BadInput
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload
 from .engine import Limits, Replica
-from .kvstore import PrefixCache
 from .policies import Policy, policy_named
 from .requests import Requests
+from .stores import prefix_stores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaModel:
-    """Everything needed to start replicas of one kind: tables, policy, limits, and what memory they hold."""
+    """Everything needed to start replicas of one kind: tables, policy, limits, and what memory they hold.
+
+    ``kv_bytes_per_token`` are those of one token on all GPUs of the replica together, each element counted once.
+    """
 
     times: StepTimes
     policy: Policy
     limits: Limits
     memory: ServeMemory
     request_cpu_s: float
+    kv_bytes_per_token: float
 
 
 def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work: ServeWorkload) -> ReplicaModel:
@@ -48,6 +51,7 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
         limits=limits,
         memory=memory,
         request_cpu_s=engine.request_cpu_s,
+        kv_bytes_per_token=memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp * plan.cp,
     )
 
 
@@ -71,19 +75,8 @@ def start_replicas(
 ) -> list[Replica]:
     """``n`` idle replicas of one kind over the same requests; ``cached`` false leaves out the plan's prefix cache.
 
-    Raises BadInput when the plan wants a prefix cache and the workload has no block hashes to match.
+    Raises BadInput when the plan wants a prefix cache that the workload or a KV tier cannot serve.
     """
-    stores = prefix_caches(plan, work, requests, kind.limits.block_tokens, n) if cached else [None] * n
+    block = kind.limits.block_tokens
+    stores = prefix_stores(plan, work, kind.policy, block, kind.kv_bytes_per_token, n) if cached else [None] * n
     return [Replica(requests, kind.times, kind.policy, kind.limits, store) for store in stores]
-
-
-def prefix_caches(plan: EnginePlan, work: ServeWorkload, requests: Requests, block_tokens: int, n: int) -> list[PrefixCache | None]:
-    """One prefix cache a replica, or none where the plan has it off. BadInput when the workload has no block hashes to match."""
-    if not plan.prefix_cache:
-        return [None] * n
-    if not len(work.block_starts):
-        raise BadInput("the prefix cache is on, but the workload names no prompt blocks; use a trace with hash_ids or turn it off")
-    if work.block_id_tokens % block_tokens:
-        raise BadInput(f"block={block_tokens} does not divide the trace's hash blocks of {work.block_id_tokens} tokens")
-    ids, starts = work.block_ids.tolist(), work.block_starts.tolist()
-    return [PrefixCache(ids, starts, requests.prompt, work.block_id_tokens, block_tokens) for _ in range(n)]

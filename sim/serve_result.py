@@ -16,6 +16,8 @@ from .gaps import GapHistogram
 from .replica_kind import ReplicaModel
 from .requests import Requests
 from .step_log import StepLog
+from .stores import tier_use
+from .tiers import TierUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class ServeResult:
     """One run. Times are seconds from the trace's start, NaN for requests that were rejected (larger than the KV pool).
 
     ``gpu_s`` are the GPU-seconds paid for: all GPUs from start to end, less where autoscaling let some go. ``scaled`` are the moments at
-    which a pool grew or shrank as (s, replicas paid for). ``logs`` are the replicas' steps by name where they were asked for.
+    which a pool grew or shrank as (s, replicas paid for). ``logs`` are the replicas' steps by name where they were asked for. ``tiers``
+    is what HBM and each KV tier saved and moved where the prefix cache is on.
     """
 
     work: ServeWorkload
@@ -66,6 +69,7 @@ class ServeResult:
     links: tuple[LinkUse, ...] = ()
     scaled: tuple[tuple[float, int], ...] = ()
     logs: Mapping[str, StepLog] = field(default_factory=dict)
+    tiers: tuple[TierUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,7 @@ def collect(
         pools=tuple(_use(pool) for pool in pools),
         links=links,
         scaled=scaled,
+        tiers=tier_use(stores),
         logs={f"{pool.name} {i}": r.log for pool in pools for i, r in enumerate(pool.replicas) if r.log is not None},
     )
 

@@ -9,7 +9,6 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload, ServingEngine
 from .deployment import simulate_deployment
 from .replica_kind import ReplicaModel as ReplicaModel
-from .replica_kind import prefix_caches as prefix_caches
 from .replica_kind import replica_model as replica_model
 from .serve_result import ServeResult as ServeResult
 

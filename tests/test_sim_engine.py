@@ -11,7 +11,7 @@ from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
 from roofplan.sim.engine import Limits, Replica, _steps_before
-from roofplan.sim.kvstore import PrefixCache
+from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.requests import Requests
 
@@ -66,7 +66,9 @@ def test_fast_engine_equals_naive_engine(rows, name, seats, extra, block, spare,
 def test_static_batching_refuses_a_prefix_cache():
     limits = Limits(budget=8, max_seqs=8, blocks=6, block_tokens=16)
     with pytest.raises(BadInput, match="policy=static keeps finished rows"):
-        Replica(Requests(workload([(0, 1, 1, 0)])), toy_times(), POLICIES["static"], limits, PrefixCache([], [0, 0], [1], 16, 16))
+        Replica(
+            Requests(workload([(0, 1, 1, 0)])), toy_times(), POLICIES["static"], limits, PrefixCache(PromptBlocks([], [0, 0], [1], 16, 16))
+        )
 
 
 CHAINS = [[0, 1, 2, 3], [0, 1, 5, 6], [0, 7], [8, 9, 10]]
@@ -85,7 +87,7 @@ def test_fast_prefix_cache_equals_naive_prefix_cache(rows, chains, name, seats, 
     ids = [h for chain in chains for h in chain]
     starts = np.cumsum([0] + [len(chain) for chain in chains]).tolist()
     requests = Requests(work)
-    store = PrefixCache(ids, starts, requests.prompt, id_tokens, block)
+    store = PrefixCache(PromptBlocks(ids, starts, work.prompt_tokens.tolist(), id_tokens, block))
     fast = Replica(requests, times, policy, limits, store)
     for q in range(len(work)):
         assert fast.submit(q)

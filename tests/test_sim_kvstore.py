@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from roofplan.sim.kvstore import PrefixCache
+from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 
 
 def cache() -> PrefixCache:
     """Requests 0 and 1 share blocks 7 and 8; request 2 has its own; blocks of 4 tokens are 2 pool blocks each."""
-    return PrefixCache([7, 8, 9, 7, 8, 5, 6], [0, 3, 5, 7], [12, 8, 8], 4, 2)
+    return PrefixCache(PromptBlocks([7, 8, 9, 7, 8, 5, 6], [0, 3, 5, 7], [12, 8, 8], 4, 2))
 
 
 def test_a_shared_prefix_is_held_once_and_freed_when_the_last_leaves():
@@ -33,7 +33,7 @@ def test_idle_blocks_are_found_until_the_pool_needs_them_tails_first():
 
 
 def test_a_partial_last_block_is_never_shared():
-    store = PrefixCache([1, 2], [0, 2], [7], 4, 1)
+    store = PrefixCache(PromptBlocks([1, 2], [0, 2], [7], 4, 1))
     store.match(0, 10)
     store.take(0)
     assert store.release(0, 8) == 0
