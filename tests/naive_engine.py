@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import naive_store
+from naive_store import NaiveLru, NaiveRadix, NaiveTier
 from roofplan.costmodels.step_times import StepTimes
 from roofplan.sim.engine import Limits
 from roofplan.sim.policies import Policy
@@ -25,6 +27,7 @@ class Seq:
     decoding: bool = False
     padding: bool = False
     swap_ps: int = 0
+    held: int = 0  # blocks of the prompt it got from a tier
     times: list[int] = field(default_factory=list)
 
 
@@ -40,8 +43,11 @@ class NaiveEngine:
         self.open = True
         self.hashes: dict[int, list[int]] = {}
         self.each = self.id_tokens = 1
-        self.users: dict[int, int] = {}
-        self.idle: list[int] = []
+        self.store: NaiveLru | NaiveRadix = NaiveLru()
+        self.tiers: list[NaiveTier] = []
+        self.landing: dict[int, int] = {}  # block: when it is in HBM
+        self.loading: list[tuple[int, int, Seq]] = []
+        self.landed: list[Seq] = []
         for s in seqs:
             s.known = s.prompt
 
@@ -49,34 +55,57 @@ class NaiveEngine:
         return -(-tokens // self.block)
 
     def used(self) -> int:
-        return sum(s.blocks for s in self.running) + len(self.users) * self.each
+        away = [s for _, _, s in self.loading] + self.landed
+        return sum(s.blocks for s in self.running + away) + self.store.n_used() * self.each
 
     def full(self, s: Seq) -> list[int]:
         return self.hashes.get(s.id, [])[: s.prompt // self.id_tokens]
 
     def shrink(self) -> None:
-        while self.idle and self.used() + len(self.idle) * self.each > self.total:
-            self.idle.pop(0)
+        for block in self.store.shrink((self.total - self.used()) // self.each):
+            naive_store.put(self.tiers, block)
 
     def leave(self, s: Seq) -> None:
         self.shrink()
         self.running.remove(s)
         s.blocks = 0
-        for h in reversed(self.full(s)):
-            self.users[h] -= 1
-            if not self.users[h]:
-                del self.users[h]
-                self.idle.append(h)
+        self.store.drop(self.full(s))
 
-    def cached(self, s: Seq) -> tuple[int, int]:
-        """Blocks of the prompt found, and how many of those are in use."""
-        found = shared = 0
-        for h in self.full(s):
-            if h not in self.users and h not in self.idle:
+    def compute_ps(self, tokens: int, past: int) -> int:
+        """Time to compute so many prompt tokens alone, a chunk of the budget at a time."""
+        if not self.policy.chunked:
+            return self.times.step_ps(0, 0, [(tokens, past)])
+        total = 0
+        while tokens:
+            c = min(tokens, self.budget)
+            total += self.times.step_ps(0, 0, [(c, past)])
+            tokens, past = tokens - c, past + c
+        return total
+
+    def fetch(self, s: Seq, found: int) -> int:
+        """Start loads of the blocks after those found, where that beats computing them; when all are there, 0 if they are."""
+        ids = self.full(s)
+        ready = max([self.landing.get(h, 0) for h in ids[:found]], default=0)
+        at = found
+        while at < len(ids) and (at + 1) * self.id_tokens > s.computed:
+            tier = naive_store.find(self.tiers, ids[at])
+            if tier is None:
                 break
-            found += 1
-            shared += h in self.users
-        return found, shared
+            end = at
+            while end < len(ids) and naive_store.find(self.tiers, ids[end]) is tier:
+                end += 1
+            lands = tier.lands(end - at, self.now)
+            if lands - self.now >= self.compute_ps((end - at) * self.id_tokens, at * self.id_tokens):
+                break
+            tier.load(ids[at:end], self.now)
+            for h in ids[at:end]:
+                self.landing[h] = lands
+            ready, at = max(ready, lands), end
+        if ready <= self.now:
+            return 0
+        self.store.hold(ids[:at], 0)
+        s.held = at
+        return ready
 
     def enqueue(self, s: Seq, front: bool = False) -> None:
         self.waiting.insert(0 if front else len(self.waiting), s)
@@ -85,13 +114,16 @@ class NaiveEngine:
 
     def run(self) -> None:
         todo = sorted(self.seqs, key=lambda s: s.ready)
-        while todo or self.waiting or self.running:
+        while todo or self.waiting or self.running or self.loading or self.landed:
             while todo and todo[0].ready <= self.now:
                 self.enqueue(todo.pop(0))
-            if not self.waiting and not self.running:
-                self.now = todo[0].ready
-                continue
-            self.step()
+            while self.loading and min(self.loading)[0] <= self.now:
+                self.landed.append(self.loading.pop(self.loading.index(min(self.loading)))[2])
+            before = self.now
+            if self.waiting or self.running or self.landed:
+                self.step()
+            if self.now == before:  # nothing could run
+                self.now = min([s.ready for s in todo[:1]] + [at for at, _, _ in self.loading])
 
     def step(self) -> None:
         p = self.policy
@@ -128,24 +160,30 @@ class NaiveEngine:
         given = {s.id: c for s, c in chunks}
         stuck = any(not s.decoding and not s.padding and s.known - s.computed > given.get(s.id, 0) for s in self.running)
         if not starved and not stuck and self.open:
-            while self.waiting and left > 0 and len(self.running) < self.max_seqs:
-                s = self.waiting[0]
+            while (self.waiting or self.landed) and left > 0 and len(self.running) < self.max_seqs:
+                queue = self.landed or self.waiting
+                s = queue[0]
                 total = self.need(s.prompt + s.output - 1 if p.reserve_output else s.known)
-                found, shared = self.cached(s)
-                hold = total - shared * self.each
+                found, shared = self.store.find(self.full(s), s.held)
+                hold = total - s.held * self.each - shared * self.each - s.blocks
                 if hold > self.total - self.used() - reserved:
                     break
                 begin = max(s.computed, min(found * self.id_tokens, s.known - 1))
+                lands = self.fetch(s, found) if self.tiers and queue is self.waiting else 0
+                if lands:
+                    self.waiting.pop(0)
+                    s.blocks = total - s.held * self.each
+                    self.loading.append((lands, s.id, s))
+                    self.shrink()
+                    continue
                 c = s.known - begin
                 if c > left and not p.chunked and chunks:
                     break
                 if p.chunked:
                     c = min(c, left)
-                self.waiting.pop(0)
-                for h in self.full(s):
-                    self.users[h] = self.users.get(h, 0) + 1
-                    if h in self.idle:
-                        self.idle.remove(h)
+                queue.pop(0)
+                self.store.hold(self.full(s), s.held)
+                s.held = 0
                 s.blocks = total - len(self.full(s)) * self.each
                 s.computed = begin
                 extra += s.swap_ps
@@ -157,6 +195,9 @@ class NaiveEngine:
                 if c < s.known - s.computed:
                     break
 
+        if not chunks and not any(s.decoding for s in self.running):
+            self.now += extra
+            return
         decode_now = decoding if p.mixed or not chunks else []
         if decode_now or p.mixed:
             for s in decode_now:
