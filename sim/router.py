@@ -1,69 +1,83 @@
-"""Sends each request to a replica: at random, in turn, to the one with fewest requests, or to the one with most free KV."""
+"""Sends each request to a replica: in turn, at random, by load, by free KV, or to where its prompt's beginning is cached."""
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from collections.abc import Sequence
 from random import Random
 
 from ..scenarios.errors import BadInput
-from .engine import NEVER, Replica
-from .requests import Requests
+from ..scenarios.serving import ServeWorkload
+from .engine import Replica
 
-ROUTERS = ("round-robin", "random", "least-outstanding", "kv-aware")
-
-
-def route(requests: Requests, replicas: list[Replica], router: str, seed: int) -> None:
-    """Play all requests; ties go to the lowest replica. Raises BadInput for an unknown router."""
-    if router not in ROUTERS:
-        raise BadInput(f"router={router!r} is not known; legal: {', '.join(ROUTERS)}")
-    n = len(replicas)
-    draw = Random(seed)
-    if n == 1 or router in ("round-robin", "random"):
-        for q in range(len(requests)):
-            replicas[q % n if router == "round-robin" or n == 1 else draw.randrange(n)].submit(q)
-    else:
-        _route_by_state(requests, replicas, router)
-    for replica in replicas:
-        replica.run(NEVER)
+STATELESS = ("round-robin", "random", "prefix-hash")
+"""Routers that need not know what the replicas are doing."""
+ROUTERS = (*STATELESS, "least-outstanding", "power-of-two", "kv-aware", "cache-aware")
+MATCH_FRAC = 0.3
+"""Share of a prompt that must be cached somewhere for cache-aware routing to follow it."""
+MOST_MORE, MOST_TIMES = 64, 1.5
+"""Loads are uneven when the highest is over the lowest by more than the first and over it by more than the second as a factor."""
 
 
-class Pool:
-    """Replicas seen at the moment something arrives (a step under way counts as done).
+class Router:
+    """Picks one of ``groups``, each the replicas behind one address; ``extra`` are requests on their way there.
 
-    ``busy`` holds (start of its next step, replica) of all that have work, so an arrival plays only the replicas that moved since.
+    ``prefix-hash`` sends equal first prompt blocks to equal replicas. ``least-outstanding`` takes the fewest requests, ``power-of-two`` the
+    fewer of two drawn at random, ``kv-aware`` the most free KV after what is queued. ``cache-aware`` takes the longest cached prefix of
+    at least MATCH_FRAC of the prompt, else the replica with most free KV; while loads are uneven, the fewest requests. Ties go to the
+    lowest replica. Raises BadInput for an unknown router, or one that needs prompt blocks or prefix caches where there are none.
+    Source: cache-aware with its three thresholds: SGLang model gateway's documented defaults (0.3, 64, 1.5).
     """
 
-    def __init__(self, replicas: list[Replica]) -> None:
-        self.replicas = replicas
-        self._busy: list[tuple[int, int]] = []
+    def __init__(self, name: str, groups: Sequence[Sequence[Replica]], work: ServeWorkload, seed: int) -> None:
+        if name not in ROUTERS:
+            raise BadInput(f"router={name!r} is not known; legal: {', '.join(ROUTERS)}")
+        if name == "prefix-hash" and not len(work.block_starts):
+            raise BadInput("router=prefix-hash needs prompt blocks, and the workload names none; use a trace with hash_ids")
+        if name == "cache-aware" and any(group[0].store is None for group in groups):
+            raise BadInput("router=cache-aware follows prefix caches, and they are off; turn the prefix cache on or take another router")
+        self.name, self.groups, self.work = name, groups, work
+        self.extra = [0] * len(groups)
+        self._draw = Random(seed)
+        self._turn = 0
 
-    def advance(self, at: int) -> None:
-        """Play every step that starts before ``at``."""
-        busy, replicas = self._busy, self.replicas
-        while busy and busy[0][0] < at:
-            i = heappop(busy)[1]
-            replicas[i].run(at)
-            if replicas[i].n_outstanding:
-                heappush(busy, (replicas[i].now, i))
+    def load(self, i: int) -> int:
+        """Requests at or on their way to group ``i``."""
+        return sum(replica.n_outstanding for replica in self.groups[i]) + self.extra[i]
 
-    def submit(self, request: int, i: int, at: int) -> bool:
-        """Give replica ``i`` a request that is ready at ``at``; False when it can never hold it."""
-        replica = self.replicas[i]
-        idle = not replica.n_outstanding
-        accepted = replica.submit(request)
-        if accepted and idle:
-            heappush(self._busy, (max(at, replica.now), i))
-        return accepted
+    def pick(self, request: int, among: Sequence[int] | range) -> int:
+        """The group that gets ``request``."""
+        if len(among) == 1:
+            return among[0]
+        if self.name == "round-robin":
+            self._turn += 1
+            return among[(self._turn - 1) % len(among)]
+        if self.name == "random":
+            return among[self._draw.randrange(len(among))]
+        if self.name == "prefix-hash":
+            return among[self._first_block(request) * 0x9E3779B97F4A7C15 % 2**64 * len(among) >> 64]
+        if self.name == "least-outstanding":
+            return min(among, key=self.load)
+        if self.name == "power-of-two":
+            one, two = sorted(self._draw.sample(range(len(among)), 2))
+            return min(among[one], among[two], key=self.load)
+        if self.name == "kv-aware":
+            return max(among, key=self._room)
+        return self._cache_aware(request, among)
 
+    def _cache_aware(self, request: int, among: Sequence[int]) -> int:
+        loads = {i: self.load(i) for i in among}
+        low, high = min(loads.values()), max(loads.values())
+        if high - low > MOST_MORE and high > MOST_TIMES * low:
+            return min(among, key=loads.__getitem__)
+        cached = {i: self.groups[i][0].peek(request) for i in among}
+        best = max(among, key=cached.__getitem__)
+        if cached[best] >= MATCH_FRAC * self.groups[best][0].r.prompt[request]:
+            return best
+        return max(among, key=self._room)
 
-def _route_by_state(requests: Requests, replicas: list[Replica], router: str) -> None:
-    pool = Pool(replicas)
-    everyone = range(len(replicas))
-    for q in range(len(requests)):
-        at = requests.ready[q]
-        pool.advance(at)
-        if router == "least-outstanding":
-            best = min(everyone, key=lambda i: replicas[i].n_outstanding)
-        else:
-            best = max(everyone, key=lambda i: replicas[i].free - replicas[i].queued_blocks())
-        pool.submit(q, best, at)
+    def _room(self, i: int) -> int:
+        return min(replica.free for replica in self.groups[i]) - sum(replica.queued_blocks() for replica in self.groups[i])
+
+    def _first_block(self, request: int) -> int:
+        start, end = self.work.block_starts[request], self.work.block_starts[request + 1]
+        return int(self.work.block_ids[start]) if end > start else request

@@ -13,6 +13,7 @@ from ..costmodels.step_times import PS
 from ..scenarios.serving import Floats64, Ints64, ServeWorkload
 from .engine import Replica
 from .gaps import GapHistogram
+from .links import FairLinks
 from .replica_kind import ReplicaModel
 from .requests import Requests
 from .step_log import StepLog
@@ -89,11 +90,11 @@ def collect(
     n_gpus: int,
     seed: int,
     *,
-    links: tuple[LinkUse, ...] = (),
+    links: FairLinks | None = None,
     scaled: tuple[tuple[float, int], ...] = (),
     gpu_s: float | None = None,
 ) -> ServeResult:
-    """The result of a run that has ended; the memory is that of the last pool (the one that decodes)."""
+    """The result of a run that has ended; the memory is that of the last pool (the one that decodes), links are those that were used."""
     replicas = [replica for pool in pools for replica in pool.replicas]
     gaps = GapHistogram()
     for replica in replicas:
@@ -117,7 +118,7 @@ def collect(
         cache_hit_frac=sum(s.hit_tokens for s in stores) / max(sum(s.prompt_tokens for s in stores), 1),
         gpu_s=n_gpus * end_s if gpu_s is None else gpu_s,
         pools=tuple(_use(pool) for pool in pools),
-        links=links,
+        links=() if links is None else _links(links, end_s),
         scaled=scaled,
         tiers=tier_use(stores),
         logs={f"{pool.name} {i}": r.log for pool in pools for i, r in enumerate(pool.replicas) if r.log is not None},
@@ -132,6 +133,11 @@ def _use(pool: Pool) -> PoolUse:
         n_steps=sum(r.n_steps for r in pool.replicas),
         memory=pool.kind.memory,
     )
+
+
+def _links(links: FairLinks, end_s: float) -> tuple[LinkUse, ...]:
+    rows = zip(links.names, links.bytes_per_s, links.carried, strict=True)
+    return tuple(LinkUse(name=name, bytes_per_s=rate, n_bytes=n, busy_frac=n / rate / max(end_s, 1e-12)) for name, rate, n in rows if n)
 
 
 def _seconds(ticks: array[int]) -> Floats64:
