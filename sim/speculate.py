@@ -36,23 +36,18 @@ class Acceptance:
         self.alpha = np.clip(depth_acceptance(speculation, alpha), 0.0, 1.0)
         with np.errstate(divide="ignore"):
             self._scale = 1 / -np.abs(np.log(self.alpha))  # -0 for a draft that is always wrong, -inf for one that never is
-        self._key = np.uint64(rng(seed, GUESS_STREAM).integers(1 << 63))
+        key = np.uint64(rng(seed, GUESS_STREAM).integers(1 << 63))
+        self._keys = _mixed(np.arange(n_requests, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key)
 
     def runs(self, requests: Ints, steps: Ints) -> Ints:
         """Guesses accepted in a row at these steps of these requests (shapes broadcast): ``floor(ln u / ln α)``, P(run ≥ i) = α^i."""
-        u = _uniform(self._key, requests.astype(np.uint64), steps.astype(np.uint64))
-        drawn = np.log(u) * self._scale[requests]
-        return np.minimum(drawn, LONGEST_RUN).astype(np.int64)
-
-
-def _uniform(key: np.uint64, stream: NDArray[np.uint64], index: NDArray[np.uint64]) -> Floats:
-    """Uniform numbers in (0, 1), one of each (stream, index): two rounds of SplitMix64's finaliser (Steele et al. 2014)."""
-    x = _mixed(stream * np.uint64(0x9E3779B97F4A7C15) + key) + index * np.uint64(0xD1342543DE82EF95)
-    out: Floats = ((_mixed(x) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return out
+        bits = _mixed(steps.astype(np.uint64) * np.uint64(0xD1342543DE82EF95) + self._keys[requests])
+        u = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        return np.minimum(np.log(u) * self._scale[requests], LONGEST_RUN).astype(np.int64)
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: bits of equal chance from a counter. Source: Steele, Lea, Flood 2014."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
