@@ -10,6 +10,7 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServingEngine
 from .gemm_curve import weight_bytes
 from .params import count_params
+from .split_weights import check_ffn_fits, split_weights_bytes
 
 KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5625, "nvfp4": 0.5625, "int4": 0.5625}
 """Bytes of one cached element; 4-bit formats count one 8-bit scale per 16."""
@@ -33,6 +34,8 @@ def weights_bytes(model: ModelSpec, plan: EnginePlan) -> float:
 
     Extra copies of experts count; embeddings, head, norms and routers stay in 16 bits. Under attention DP every rank holds the attention.
     """
+    if plan.attention_ffn:
+        return split_weights_bytes(model, plan)[0]
     p, width = count_params(model), weight_bytes(plan.weight_dtype)
     split = plan.tp * plan.pp
     experts = p.n_moe_layers * (model.n_experts + plan.redundant_experts * bool(model.n_experts)) * p.expert
@@ -73,6 +76,8 @@ def serve_memory(
     activations = rows * (4 * model.hidden + widest) * 2 + 2 * max_seqs / (plan.dp * plan.cp) * model.vocab / plan.tp * 4
     held = weights_bytes(model, plan)
     limit = gpu.hbm_bytes * engine.memory_utilization_frac
+    if plan.attention_ffn:
+        check_ffn_fits(model, plan, gpu, limit - engine.context_bytes)
     per_token = kv_bytes_per_token(model, plan)
     room = limit - held - activations - engine.context_bytes
     blocks = int(room // (per_token * block_tokens)) * plan.dp if not plan.kv_blocks else plan.kv_blocks

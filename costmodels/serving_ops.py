@@ -17,6 +17,7 @@ from .collectives import Network
 from .expert_balance import most_loaded, uneven_s
 from .gemm_curve import weight_bytes
 from .roofline import Roofline
+from .wide_decode import wide_decode_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +240,8 @@ def _attention_s(
     qk, v, kv_heads = model.qk_dim, model.v_dim, -(-model.n_kv_heads // plan.tp)
     if model.is_mla and decode:
         qk, v, kv_heads = model.kv_lora_rank + model.rope_head_dim, model.kv_lora_rank, 1
+    if decode and model.q_lora_rank and not model.is_mla:
+        return full * wide_decode_s(system.roofline, batch, kv, heads, kv_heads, model.head_dim, plan.kv_dtype)
     total = np.zeros_like(batch)
     for layers, window in ((full, 0), (model.n_layers - full, model.window_tokens)):
         if layers:
