@@ -31,8 +31,11 @@ class Turn:
 class NaiveStepping:
     """Rules of ``SteppingReplica`` without a prefix cache, over lists of sequences."""
 
-    def __init__(self, seqs: list[Seq], verify: VerifyTimes, policy: Policy, limits: Limits, guesser: Guesser | None, n_layers: int) -> None:
-        self.seqs, self.verify, self.policy, self.limits, self.guesser, self.n_layers = seqs, verify, policy, limits, guesser, n_layers
+    def __init__(
+        self, seqs: list[Seq], verify: VerifyTimes, policy: Policy, limits: Limits, guesser: Guesser | None, n_layers: int
+    ) -> None:
+        self.seqs, self.verify, self.policy, self.limits = seqs, verify, policy, limits
+        self.guesser, self.n_layers = guesser, n_layers
         self.waiting: list[Seq] = []
         self.running: list[Seq] = []
         self.wave: list[tuple[Seq, int]] = []

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engine import NaiveEngine, Seq
 from naive_stepping import Guesser, NaiveStepping
 from roofplan.costmodels.speculation_time import VerifyTimes
-from roofplan.costmodels.step_times import StepTimes
-from roofplan.scenarios.errors import BadInput
-from roofplan.scenarios.serving import ServeWorkload
 from roofplan.scenarios.serving_parts import KvTier, Speculation
 from roofplan.sim.engine import Limits, Replica
 from roofplan.sim.kvstore import PrefixCache, PromptBlocks
-from roofplan.sim.policies import POLICIES, Policy
+from roofplan.sim.policies import POLICIES
 from roofplan.sim.requests import Requests
 from roofplan.sim.speculate import Acceptance, Controller
 from roofplan.sim.stepping import SteppingReplica
@@ -113,11 +110,12 @@ def test_speculation_equals_a_token_by_token_engine(
     engine = SteppingReplica(Requests(work), verify.times, policy, limits, speculation=(control, draws), n_layers=3)
     requests = played(engine, len(work), cut * 1_000_000)
 
-    def right(q: int, step: int, i: int) -> bool:
-        return i < int(draws.runs(np.array([q]), np.array([step]))[0])
+    @functools.cache
+    def run(q: int, step: int) -> int:
+        return int(draws.runs(np.array([q]), np.array([step]))[0])
 
     other = Controller(spec, verify, seats, limits.budget)
-    guesser = Guesser(other.choose, right, lambda runs, g: other.learn(np.array(runs), g) if other.moving else None)
+    guesser = Guesser(other.choose, lambda q, step, i: i < run(q, step), lambda runs, g: other.learn(np.array(runs), g) if other.moving else None)
     slow = NaiveStepping(seqs_of(rows, requests), verify, policy, limits, guesser, n_layers=3)
     slow.run()
     same(requests, engine, slow.seqs, slow)
