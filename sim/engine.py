@@ -163,7 +163,7 @@ class Replica:
                     past = cached[q]
                     if store is not None:
                         hit, shared = store.match(q, free)
-                        hold = -shared if landed else hold - shared
+                        hold = 0 if landed else hold - shared
                         past = max(past, min(hit, size - 1))
                     if hold > room:
                         break
