@@ -9,12 +9,14 @@ import numpy as np
 from ..costmodels.serving import Reach, step_times
 from ..costmodels.serving_memory import ServeMemory, serve_memory
 from ..costmodels.serving_ops import ServeSystem
+from ..costmodels.serving_split import SplitTimes, split_times
 from ..costmodels.step_times import StepTimes
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload
 from .engine import Limits, Replica
 from .policies import Policy, policy_named
 from .requests import Requests
+from .stepping import stepping_replicas
 from .stores import prefix_stores
 
 
@@ -25,7 +27,7 @@ class ReplicaModel:
     ``kv_bytes_per_token`` are those of one token on all GPUs of the replica together, each element counted once.
     """
 
-    times: StepTimes
+    times: StepTimes | SplitTimes
     policy: Policy
     limits: Limits
     memory: ServeMemory
@@ -45,8 +47,9 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
     block = plan.block_tokens or engine.block_tokens
     memory = serve_memory(model, plan, engine, system.accelerator, budget, seats, block)
     limits = Limits(budget=budget, max_seqs=seats, blocks=memory.kv_blocks, block_tokens=block, swap=plan.preemption == "swap")
+    table = split_times if plan.attention_ffn else step_times
     return ReplicaModel(
-        times=step_times(model, plan, system, reach(policy, limits, work)),
+        times=table(model, plan, system, reach(policy, limits, work)),
         policy=policy,
         limits=limits,
         memory=memory,
@@ -79,4 +82,6 @@ def start_replicas(
     """
     block = kind.limits.block_tokens
     stores = prefix_stores(plan, work, kind.policy, block, kind.kv_bytes_per_token, n) if cached else [None] * n
+    if isinstance(kind.times, SplitTimes):  # a step is no sum of its parts: play every one
+        return list(stepping_replicas(requests, kind.times, None, kind.policy, kind.limits, stores, None, 1, 0))
     return [Replica(requests, kind.times, kind.policy, kind.limits, store) for store in stores]
