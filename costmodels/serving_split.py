@@ -107,7 +107,7 @@ def layer_s(attention: Array, out: Array, ffn: Array, back: Array, micro_batches
     return np.maximum(micro_batches * longest, attention + out + ffn + back)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SplitTimes:
     """Step times of a split replica: tables over a micro-batch's tokens, joined per step, so no step is a sum of its parts.
 
