@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
-from ..scenarios.serving import EnginePlan
+from ..scenarios.serving import EnginePlan, ServingEngine
+from .serving_recipes import SPECULATED, Recipe, Run, inferencex
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
@@ -33,9 +34,7 @@ METRICS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServePoint:
-    """One measured setting. ``concurrency = 0``: every request is queued at once. ``lengths_low_frac``: prompt and answer lengths are
-    drawn evenly from this part of the nominal length up to the whole of it.
-    """
+    """One measured setting. ``concurrency = 0``: every request is queued at once. ``recipe`` is how its suite launched the engine."""
 
     id: str
     source: str
@@ -47,8 +46,20 @@ class ServePoint:
     osl: int
     concurrency: int
     static_batch: bool
-    lengths_low_frac: float
+    recipe: Recipe
     measured: Mapping[str, float]
+
+    def engine_of(self, engine: ServingEngine) -> ServingEngine:
+        """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph."""
+        graphs, top = engine.graph_tokens, self.recipe.largest_graph
+        if top:
+            graphs = (*(g for g in graphs if g <= top), *range(max(graphs) + GRAPH_STEP_TOKENS, top + 1, GRAPH_STEP_TOKENS))
+        share = self.recipe.memory_utilization_frac or engine.memory_utilization_frac
+        return replace(engine, graph_tokens=graphs, memory_utilization_frac=share)
+
+
+GRAPH_STEP_TOKENS = 16
+"""Spacing of vLLM's CUDA graphs above 256 tokens."""
 
 
 class Unusable(Exception):
@@ -96,18 +107,22 @@ def _int(row: Mapping[str, Any], key: str, default: int = 0) -> int:
     return default if math.isnan(number) else int(number)
 
 
-def engine_profile(framework: str, version: Any, is_2024: bool = False) -> str:
-    """The engine profile of a framework and version; releases whose host loop differs have their own. Unusable if there is none."""
+def engine_profile(framework: str, version: Any, is_2024: bool = False, asynchronous: bool = False) -> str:
+    """The engine profile of a framework and version; releases whose host loop differs have their own. Unusable if there is none.
+
+    ``asynchronous``: scheduling beside the GPU was switched on, as later releases do unasked.
+    """
     words = framework.strip().lower().split()
     found = FRAMEWORKS.get(words[0] if words else "")
     if found is None:
         raise Unusable(f"engine {framework!r} has no profile; known: {', '.join(sorted(set(FRAMEWORKS.values())))}")
     digits = re.match(r"(\d+)\.(\d+)", str(version))
     release = (int(digits[1]), int(digits[2])) if digits else ((0, 0) if is_2024 else (99, 0))
-    return next((name for upto, name in OLD_RELEASES.get(found, ()) if release < upto), found)
+    name = next((name for upto, name in OLD_RELEASES.get(found, ()) if release < upto), found)
+    return found if asynchronous and name == "vllm-0.12" else name
 
 
-OLD_RELEASES = {"vllm": (((0, 7), "vllm-0.6"),), "trtllm": (((0, 18), "trtllm-0.15"), ((1, 1), "trtllm-1.0"))}
+OLD_RELEASES = {"vllm": (((0, 7), "vllm-0.6"), ((0, 14), "vllm-0.12")), "trtllm": (((0, 18), "trtllm-0.15"), ((1, 1), "trtllm-1.0"))}
 """Engine -> (first release not covered, profile), oldest first."""
 
 
@@ -122,27 +137,66 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         raise Unusable("tp_size carries tp·ep in this row: the layout is not known")
     if not _int(row, "concurrency"):
         raise Unusable("concurrency is not given")
+    label = str(row["model"])
     dtype, experts = _formats(
-        model, _dtype(row.get("gemm_quant_mode"), row.get("precision")), _dtype(row.get("moe_quant_mode")) if moe else ""
+        model, label, _dtype(row.get("gemm_quant_mode"), row.get("precision")), _dtype(row.get("moe_quant_mode")) if moe else ""
     )
-    engine = engine_profile(str(row["framework"]), row.get("framework_version"))
-    isl, osl = _int(row, "isl"), _int(row, "osl")
-    bench = (isl, osl) in ((1024, 1024), (1024, 8192), (8192, 1024))
-    plan = EnginePlan(tp=tp, dp=dp, ep=max(ep, 1), weight_dtype=dtype, expert_dtype=experts, kv_dtype=_kv(dtype, engine), engine=engine)
+    date = str(row.get("measured_date"))[:10] if isinstance(row.get("measured_date"), str) else ""
+    isl, osl, gpu = _int(row, "isl"), _int(row, "osl"), registry.accelerator(str(row["gpu"])).name
+    load = _int(row, "concurrency")
+    plan, recipe = _launched(str(row["framework"]), row.get("framework_version"), model, gpu, date, (isl, osl, load), (tp, dp, ep), dtype, experts)
     return ServePoint(
         id=name,
         source=f"{row['framework']} {row['gpu']} {model}",
         model=model,
-        gpu=registry.accelerator(str(row["gpu"])).name,
+        gpu=gpu,
         n_gpus=tp * dp,
         plan=plan,
         isl=isl,
         osl=osl,
-        concurrency=_int(row, "concurrency"),
+        concurrency=load,
         static_batch=False,
-        lengths_low_frac=0.8 if bench else 1.0,
+        recipe=recipe,
         measured={"ttft_s": float(row["ttft_ms"]) / 1e3, "tpot_s": float(row["tpot_ms"]) / 1e3},
     )
+
+
+def _launched(
+    framework: str,
+    version: Any,
+    model: str,
+    gpu: str,
+    date: str,
+    load: tuple[int, int, int],
+    layout: tuple[int, int, int],
+    dtype: str,
+    experts: str,
+) -> tuple[EnginePlan, Recipe]:
+    """The plan and launch script of a run; ``date`` is empty for runs outside InferenceX. Unusable if it speculated unsaid."""
+    isl, osl, clients = load
+    tp, dp, ep = layout
+    engine, recipe = engine_profile(framework, version), Recipe()
+    if date:
+        family = engine.partition("-")[0]
+        if family == "trtllm" and registry.model(model).n_mtp_layers and date in SPECULATED:
+            raise Unusable(f"speculative decoding with an unpublished acceptance rate ({SPECULATED[date]})")
+        blackwell = registry.accelerator(gpu).compute_capability in ("10.0", "10.3")
+        four = "nvfp4" in (dtype, experts)
+        run = Run(engine=family, model=model, blackwell=blackwell, four_bit=four, tp=tp, isl=isl, osl=osl, concurrency=clients, date=date)
+        recipe = inferencex(run)
+        engine = engine_profile(framework, version, asynchronous=recipe.asynchronous)
+    plan = EnginePlan(
+        tp=tp,
+        dp=dp,
+        ep=max(ep, 1),
+        weight_dtype=dtype,
+        expert_dtype=experts,
+        kv_dtype=recipe.kv_dtype or _kv(dtype, engine),
+        engine=engine,
+        token_budget=recipe.token_budget,
+        max_num_seqs=recipe.max_num_seqs,
+    )
+    return plan, recipe
 
 
 def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
@@ -167,39 +221,43 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     offline = source.startswith("TensorRT-LLM perf-overview v0.15")
     if not load and not offline:
         raise Unusable("neither concurrency nor batch is published")
-    dtype, experts = _formats(model, _dtype(row.get("precision")), "")
-    engine = engine_profile(str(row["framework"]), row.get("version"), "LLM-Inference-Bench" in source)
-    bench = "InferenceX" in source and (_int(row, "isl"), _int(row, "osl")) in ((1024, 1024), (1024, 8192), (8192, 1024))
-    plan = EnginePlan(
-        tp=tp,
-        dp=dp,
-        ep=ep if (tp * dp) % ep == 0 else 1,
-        weight_dtype=dtype,
-        expert_dtype=experts,
-        kv_dtype=_kv(dtype, engine),
-        engine=engine,
-        policy="static" if static else "",
-    )
+    dtype, experts = _formats(model, str(row["model"]), _dtype(row.get("precision")), "")
+    isl, osl = _int(row, "isl"), _int(row, "osl")
+    layout = (tp, dp, ep if (tp * dp) % ep == 0 else 1)
+    dated = re.search(r"measured=(\d{4}-\d{2}-\d{2})", str(row.get("notes"))) if "InferenceX" in source else None
+    date = dated[1] if dated else "2025-11" if "InferenceX" in source else ""
+    plan, recipe = _launched(str(row["framework"]), row.get("version"), model, gpu, date, (isl, osl, load), layout, dtype, experts)
+    if "LLM-Inference-Bench" in source:
+        plan = replace(plan, engine=engine_profile(str(row["framework"]), row.get("version"), is_2024=True))
     return ServePoint(
         id=name,
         source=source,
         model=model,
         gpu=gpu,
         n_gpus=n_gpus,
-        plan=plan,
-        isl=_int(row, "isl"),
-        osl=_int(row, "osl"),
+        plan=replace(plan, policy="static") if static else plan,
+        isl=isl,
+        osl=osl,
         concurrency=load,
         static_batch=static,
-        lengths_low_frac=0.8 if bench else 1.0,
+        recipe=recipe,
         measured={metric: float(row["value"]) * factor},
     )
 
 
-def _formats(model: str, weights: str, experts: str) -> tuple[str, str]:
-    """(format of the weights, of the experts or '' if the same): gpt-oss ships 16-bit weights and MXFP4 experts."""
+def _formats(model: str, label: str, weights: str, experts: str) -> tuple[str, str]:
+    """(format of the weights, of the experts or '' if the same) of the checkpoint that a table calls ``weights`` and ``experts``.
+
+    gpt-oss ships 16-bit weights and MXFP4 experts. The 8-bit checkpoints of DeepSeek, Kimi and MiniMax, and Qwen's own, are scaled by
+    blocks of 128 x 128. 4-bit DeepSeek and Kimi keep attention in 16 bits. Source: the checkpoints' quantisation settings.
+    """
     if model.startswith("gpt-oss"):
         return "bf16", "mxfp4"
+    latent = registry.model(model).is_mla
+    if weights in ("fp8", "fp8_block") and (latent or model.startswith("minimax") or re.match(r"Qwen/.*-FP8$", label)):
+        return "fp8_block", ""
+    if latent and (experts or weights) in ("nvfp4", "int4"):
+        return "bf16", experts or weights
     return weights, "" if experts == weights else experts
 
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..costmodels.serving_ops import serve_system
 from ..scenarios import registry
-from ..scenarios.serving import Floats64, ServeWorkload, ServingEngine
+from ..scenarios.serving import Floats64, ServeWorkload, ServingEngine, serving_engine
 from ..sim.arrivals import OUTPUT_STREAM, PROMPT_STREAM, uniform_lengths
-from ..sim.serving import ServeResult, simulate_serving
+from ..sim.replica_kind import replica_model
+from .closed_loop import closed_loop
 from .serving_points import ServePoint
 
 WAVES = 10
@@ -21,42 +23,39 @@ OFFLINE_REQUESTS = 2000
 def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str, float]:
     """Every metric of one point: latencies in seconds (mean, p50), tokens per second. BadInput when the layout cannot run.
 
-    A closed loop of ``c`` clients that start together is a first-come queue with ``c`` seats and everything queued at time 0: client
-    ``i >= c`` starts when the ``i-c``-th request finishes, which is where its TTFT counts from.
+    A concurrency is a closed loop of that many clients; a static batch and a maximum-throughput run are queued whole at time 0.
     """
     replicas = max(point.n_gpus // point.plan.n_gpus, 1)
     clients = point.concurrency or OFFLINE_REQUESTS
     per_replica = -(-clients // replicas)
-    n = per_replica if point.static_batch or not point.concurrency else max(per_replica * WAVES, 20)
-    low = point.lengths_low_frac
+    looped = point.concurrency > 0 and not point.static_batch
+    n = max(per_replica * WAVES, 20) if looped else per_replica
+    low = point.recipe.lengths_low_frac
     prompt = uniform_lengths(n, max(1, round(point.isl * low)), point.isl, stream=PROMPT_STREAM)
     output = uniform_lengths(n, max(1, round(point.osl * low)), point.osl, stream=OUTPUT_STREAM)
     work = ServeWorkload(arrival_s=np.zeros(n), prompt_tokens=prompt, output_tokens=output)
-    plan = replace(point.plan, max_num_seqs=per_replica) if point.concurrency else point.plan
-    cluster = registry.cluster(point.gpu, point.plan.n_gpus)
-    result = simulate_serving(registry.model(point.model), cluster, plan, work, engine=engine)
-    clients = per_replica if point.concurrency else 0
-    return _metrics(result, replicas, point.n_gpus, clients)
+    engine = point.engine_of(engine or serving_engine(point.plan.engine))
+    seats = min(per_replica, point.plan.max_num_seqs or per_replica)
+    plan = replace(point.plan, max_num_seqs=seats) if point.concurrency else point.plan
+    model, cluster = registry.model(point.model), registry.cluster(point.gpu, point.plan.n_gpus)
+    if not looped:  # the engine is called in its own process
+        engine = replace(engine, request_cpu_s=0.0, frontend_cpu_s=0.0)
+    kind = replica_model(model, plan, serve_system(cluster, engine), work)
+    run = closed_loop(kind, plan, engine, work, per_replica, point.recipe)
+    sent, first, finish, end = run.sent_s, run.first_s, run.finish_s, run.end_s
+    served = np.isfinite(finish)
+    rate = replicas / end / point.n_gpus
+    return _latencies(sent[served], first[served], finish[served], output[served]) | {
+        "output_tokens_per_s": float(rate * point.n_gpus * output[served].sum()),
+        "output_tokens_per_s_per_gpu": float(rate * output[served].sum()),
+        "total_tokens_per_s_per_gpu": float(rate * (output + prompt)[served].sum()),
+    }
 
 
-def _metrics(result: ServeResult, replicas: int, n_gpus: int, clients: int) -> dict[str, float]:
-    work, served = result.work, np.isfinite(result.finish_s)
-    finish, first = result.finish_s[served], result.first_s[served]
-    prompt, output = work.prompt_tokens[served], work.output_tokens[served]
-    start = _seat_times(finish, clients) if clients else np.zeros(len(finish))
-    ttft = first - start
+def _latencies(sent: Floats64, first: Floats64, finish: Floats64, output: Floats64) -> dict[str, float]:
+    """Mean and median TTFT and TPOT; no TPOT where every answer is one token."""
+    found = {"ttft": first - sent}
     many = output > 1
-    tpot = (finish - first)[many] / (output[many] - 1)
-    out_rate, all_rate = replicas * output.sum() / result.end_s, replicas * (output.sum() + prompt.sum()) / result.end_s
-    return {
-        "ttft_s": float(ttft.mean()),
-        "ttft_p50_s": float(np.median(ttft)),
-        "output_tokens_per_s": float(out_rate),
-        "output_tokens_per_s_per_gpu": float(out_rate / n_gpus),
-        "total_tokens_per_s_per_gpu": float(all_rate / n_gpus),
-    } | ({"tpot_s": float(tpot.mean()), "tpot_p50_s": float(np.median(tpot))} if many.any() else {})
-
-
-def _seat_times(finish: Floats64, clients: int) -> Floats64:
-    """When each request of a closed loop was sent: at 0 for the first ``clients``, then at each finish in turn."""
-    return np.concatenate([np.zeros(min(clients, len(finish))), np.sort(finish)[: max(len(finish) - clients, 0)]])
+    if many.any():
+        found["tpot"] = (finish - first)[many] / (output[many] - 1)
+    return {f"{name}{stat}_s": float(fn(values)) for name, values in found.items() for stat, fn in (("", np.mean), ("_p50", np.median))}

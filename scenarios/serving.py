@@ -65,10 +65,12 @@ class ServingEngine:
     """Behaviour of one serving engine and version, read from ``scenarios/engines/<name>.toml``.
 
     ``step_cpu_s`` is host time per engine step that no GPU work hides, ``sequence_cpu_s`` the same per running sequence (sampling,
-    detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP, tokenising). A step of at most ``max(graph_tokens)`` tokens pads
-    up to the next of them and replays a CUDA graph; a larger one launches ``kernels_per_layer`` kernels a layer at ``launch_s`` of
+    detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP, tokenising), ``frontend_cpu_s`` the part of it that requests take
+    in turn. A step of at most ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one launches ``kernels_per_layer`` kernels a layer at ``launch_s`` of
     host time each. ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the
-    engine may use. ``kernel_frac`` is this engine's kernel time over that of the measured kernels. ``sources`` says where each comes from.
+    engine may use. ``kernel_frac`` is this engine's kernel time over that of the measured kernels. Cards with at least ``large_hbm_bytes``,
+    but for those named in ``small_cards``, start with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others).
+    ``sources`` says where each comes from.
     """
 
     name: str
@@ -85,8 +87,19 @@ class ServingEngine:
     graph_tokens: tuple[int, ...] = ()
     kernels_per_layer: int = 12
     kernel_frac: float = 1.0
+    frontend_cpu_s: float = 0.0
+    large_hbm_bytes: float = 0.0
+    large_token_budget: int = 0
+    large_max_num_seqs: int = 0
+    small_cards: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
+
+    def limits_on(self, card: str, hbm_bytes: float) -> tuple[int, int]:
+        """(token budget, sequences) that the engine starts with on a card."""
+        if self.large_hbm_bytes and hbm_bytes >= self.large_hbm_bytes and not card.startswith(self.small_cards):
+            return self.large_token_budget or self.token_budget, self.large_max_num_seqs or self.max_num_seqs
+        return self.token_budget, self.max_num_seqs
 
 
 def serving_engine(name: str) -> ServingEngine:

@@ -10,6 +10,7 @@ from ..costmodels.serving import Reach, step_times
 from ..costmodels.serving_memory import ServeMemory, serve_memory
 from ..costmodels.serving_ops import ServeSystem
 from ..costmodels.serving_split import SplitTimes, split_times
+from ..costmodels.speculation_time import VerifyTimes, memory_with_draft, verify_times
 from ..costmodels.step_times import StepTimes
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload
@@ -24,10 +25,13 @@ from .stores import prefix_stores
 class ReplicaModel:
     """Everything needed to start replicas of one kind: tables, policy, limits, and what memory they hold.
 
-    ``kv_bytes_per_token`` are those of one token on all GPUs of the replica together, each element counted once.
+    ``kv_bytes_per_token`` are those of one token on all GPUs of the replica together, each element counted once; ``verify`` are the tables
+    of a plan that speculates.
     """
 
     times: StepTimes | SplitTimes
+    verify: VerifyTimes | None = None
+    n_layers: int = 1
     policy: Policy
     limits: Limits
     memory: ServeMemory
@@ -42,14 +46,17 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
     """
     engine = system.engine
     policy = policy_named(plan.policy or engine.policy)
-    seats = plan.max_num_seqs or engine.max_num_seqs
-    budget = plan.token_budget or engine.token_budget
+    own_budget, own_seats = engine.limits_on(system.accelerator.name, system.accelerator.hbm_bytes)
+    seats, budget = plan.max_num_seqs or own_seats, plan.token_budget or own_budget
     block = plan.block_tokens or engine.block_tokens
-    memory = serve_memory(model, plan, engine, system.accelerator, budget, seats, block)
+    memory = memory_with_draft(serve_memory(model, plan, engine, system.accelerator, budget, seats, block), plan, block)
     limits = Limits(budget=budget, max_seqs=seats, blocks=memory.kv_blocks, block_tokens=block, swap=plan.preemption == "swap")
-    table = split_times if plan.attention_ffn else step_times
+    far = reach(policy, limits, work, guesses=plan.speculation is not None)
+    times = split_times(model, plan, system, far) if plan.attention_ffn else step_times(model, plan, system, far)
     return ReplicaModel(
-        times=table(model, plan, system, reach(policy, limits, work)),
+        times=times,
+        verify=verify_times(model, plan, system, far, times) if plan.speculation else None,
+        n_layers=model.n_layers,
         policy=policy,
         limits=limits,
         memory=memory,
@@ -58,13 +65,17 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
     )
 
 
-def reach(policy: Policy, limits: Limits, work: ServeWorkload) -> Reach:
-    """How far the tables of a replica under this policy must go to serve the workload."""
+def reach(policy: Policy, limits: Limits, work: ServeWorkload, *, guesses: bool = False) -> Reach:
+    """How far the tables of a replica under this policy must go to serve the workload; ``guesses`` fill its token budget with decodes.
+
+    A prompt that is not cut is at most the longest one and, after a preemption, what it had answered.
+    """
     longest = int(work.prompt_tokens.max()) + int(work.output_tokens.max())
-    chunk = limits.budget if policy.chunked else max(limits.budget, int(work.prompt_tokens.max()))
+    whole = int(work.prompt_tokens.max()) if policy.reserve_output else longest
+    chunk = limits.budget if policy.chunked else max(limits.budget, whole, policy.layer_tokens)
     low, high = np.quantile(work.prompt_tokens, 0.1), np.quantile(work.prompt_tokens + work.output_tokens, 0.9)
     return Reach(
-        tokens=chunk + limits.max_seqs,
+        tokens=chunk + (limits.budget if guesses and not policy.chunked else limits.max_seqs),
         chunk=chunk,
         seqs=limits.max_seqs,
         kv_low_tokens=max(1.0, float(low)),
@@ -74,14 +85,17 @@ def reach(policy: Policy, limits: Limits, work: ServeWorkload) -> Reach:
 
 
 def start_replicas(
-    kind: ReplicaModel, plan: EnginePlan, work: ServeWorkload, requests: Requests, n: int, *, cached: bool = True
+    kind: ReplicaModel, plan: EnginePlan, work: ServeWorkload, requests: Requests, n: int, *, cached: bool = True, seed: int = 0
 ) -> list[Replica]:
     """``n`` idle replicas of one kind over the same requests; ``cached`` false leaves out the plan's prefix cache.
 
+    They play every step where the plan speculates, prefills by layers or splits attention from FFN: such steps have no closed form.
     Raises BadInput when the plan wants a prefix cache that the workload or a KV tier cannot serve.
     """
-    block = kind.limits.block_tokens
+    block, times = kind.limits.block_tokens, kind.times
     stores = prefix_stores(plan, work, kind.policy, block, kind.kv_bytes_per_token, n) if cached else [None] * n
-    if isinstance(kind.times, SplitTimes):  # a step is no sum of its parts: play every one
-        return list(stepping_replicas(requests, kind.times, None, kind.policy, kind.limits, stores, None, 1, 0))
-    return [Replica(requests, kind.times, kind.policy, kind.limits, store) for store in stores]
+    if isinstance(times, StepTimes) and kind.verify is None and not kind.policy.layer_tokens:
+        return [Replica(requests, times, kind.policy, kind.limits, store) for store in stores]
+    return list(
+        stepping_replicas(requests, times, kind.verify, kind.policy, kind.limits, stores, plan.speculation, kind.n_layers, seed)
+    )

@@ -1,0 +1,115 @@
+"""How public benchmark suites launched their engines: limits, cache formats and how new requests are let in.
+
+Source: SemiAnalysisAI/InferenceX (formerly InferenceMAX), ``benchmarks/*.sh`` at 9596d23d7 (2025-10, Llama 70B), 700f3054b (2025-11) and
+0f78cf4eb (2026-03). Every run: prompts and answers of 80 to 100 % of the nominal length, ten requests a client, all clients at once,
+answers cut only by length, no prefix cache, eager sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NOMINAL = ((1024, 1024), (1024, 8192), (8192, 1024))
+"""Nominal (prompt, answer) lengths of InferenceX."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a launch script sets over the engine's defaults; 0 and '' mean: as the engine ships.
+
+    A server that polls looks for new requests every ``poll_steps`` decode steps (SGLang's scheduler-recv-interval). One that waits holds
+    new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
+    batch_wait_timeout_iters and batch_wait_max_tokens_ratio).
+    """
+
+    token_budget: int = 0
+    max_num_seqs: int = 0
+    kv_dtype: str = ""
+    memory_utilization_frac: float = 0.0
+    largest_graph: int = 0
+    poll_steps: int = 0
+    wait_steps: int = 0
+    wait_fill_frac: float = 1.0
+    asynchronous: bool = False
+    lengths_low_frac: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A benchmark run as its table row names it; ``date`` is ISO or empty; ``large`` says Blackwell."""
+
+    engine: str
+    model: str
+    blackwell: bool
+    four_bit: bool
+    tp: int
+    isl: int
+    osl: int
+    concurrency: int
+    date: str
+
+
+def inferencex(run: Run) -> Recipe:
+    """The launch script of an InferenceX run; the engine's defaults where the script sets nothing."""
+    family = next((name for prefix, name in FAMILIES if run.model.startswith(prefix)), "")
+    script = SCRIPTS.get((run.engine, family))
+    base = {"lengths_low_frac": 0.8 if (run.isl, run.osl) in NOMINAL else 1.0}
+    return Recipe(**base, **(script(run) if script else {}))  # type: ignore[arg-type]
+
+
+FAMILIES = (("llama", "llama"), ("gpt-oss", "gpt-oss"), ("deepseek", "deepseek"), ("kimi", "kimi"))
+
+
+def _llama_vllm(run: Run) -> dict[str, object]:
+    return {"token_budget": 8192, "kv_dtype": "fp8", "asynchronous": True}
+
+
+def _llama_trtllm(run: Run) -> dict[str, object]:
+    waits = run.isl == run.osl == 1024 and run.tp < 8
+    return {"token_budget": 16384, "kv_dtype": "fp8"} | ({"wait_steps": 20, "wait_fill_frac": 0.9} if waits else {})
+
+
+def _gpt_oss_vllm(run: Run) -> dict[str, object]:
+    kv = "fp8" if run.blackwell and run.date >= "2026" else ""
+    return {"token_budget": 8192, "largest_graph": 2048, "kv_dtype": kv, "asynchronous": True}
+
+
+def _gpt_oss_trtllm(run: Run) -> dict[str, object]:
+    return {"token_budget": 20000, "kv_dtype": "fp8" if run.blackwell else "bf16"}
+
+
+def _deepseek_sglang(run: Run) -> dict[str, object]:
+    if not run.blackwell:
+        return {"token_budget": 32768, "max_num_seqs": 512 if run.isl == run.osl == 1024 else 256, "memory_utilization_frac": 0.82}
+    poll = 30 if run.concurrency >= 16 else 10
+    both = {"kv_dtype": "fp8", "poll_steps": poll}
+    if run.four_bit:
+        return both | {"token_budget": 16384, "max_num_seqs": 256}
+    if run.tp == 4:
+        return both | {"token_budget": 8192, "max_num_seqs": 32, "memory_utilization_frac": 0.95, "poll_steps": 10}
+    return both | {"token_budget": 32768, "max_num_seqs": 128, "memory_utilization_frac": 0.82}
+
+
+def _deepseek_trtllm(run: Run) -> dict[str, object]:
+    least = 8192 if run.date >= "2025-12" else 0
+    budget = max((run.concurrency + run.isl + 127) // 64 * 64, least)
+    waits = run.blackwell and not run.four_bit and run.date >= "2026" and run.isl == run.osl == 1024 and run.concurrency >= 64
+    held = {"wait_steps": 40, "wait_fill_frac": 0.8} if waits else {}
+    return {"token_budget": budget, "kv_dtype": "fp8"} | held
+
+
+SCRIPTS = {
+    ("vllm", "llama"): _llama_vllm,
+    ("trtllm", "llama"): _llama_trtllm,
+    ("vllm", "gpt-oss"): _gpt_oss_vllm,
+    ("trtllm", "gpt-oss"): _gpt_oss_trtllm,
+    ("sglang", "deepseek"): _deepseek_sglang,
+    ("trtllm", "deepseek"): _deepseek_trtllm,
+}
+
+SPECULATED = {
+    "2026-01-14": "pull request 392: MTP added to the DeepSeek-R1 runs of TensorRT-LLM",
+    "2026-02-05": "pull request 632: MTP update of DeepSeek-R1 FP8",
+    "2026-02-06": "pull request 642: MTP update of DeepSeek-R1 FP4",
+}
+"""Days on which InferenceX measured its TensorRT-LLM DeepSeek runs with multi-token prediction, which its tables do not say."""
