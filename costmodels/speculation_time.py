@@ -57,16 +57,19 @@ def depth_acceptance(speculation: Speculation, accept_frac: Reals) -> Array:
     return out
 
 
-def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, times: StepTimes) -> VerifyTimes:
+def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, times: object) -> VerifyTimes:
     """Tables of the plan's speculation beside ``times``, its plain ones (long enough for ``n·q`` tokens).
 
     Attention reads the cache once for the ``q`` tokens of a sequence, which share it as more query heads of a group do; logits are
     taken for each. Drafting is γ passes of ``draft_model`` (of ``tree_width`` rows a sequence), priced as the model is but without an
-    engine's host time, or ``draft_frac`` of a one-token step each. Raises BadInput without a speculation, UnknownName for its model.
+    engine's host time, or ``draft_frac`` of a one-token step each. Raises BadInput without a speculation or where attention is apart from
+    FFN, UnknownName for an unknown draft model.
     """
     spec = plan.speculation
     if spec is None:
         raise BadInput("the plan has no speculation to price")
+    if not isinstance(times, StepTimes):
+        raise BadInput("speculation is not priced with attention apart from FFN; drop the speculation or attention_ffn")
     seqs = np.arange(reach.seqs + 1)
     draft = _draft_times(plan, system, reach, spec) if spec.draft_model else None
     rows = np.minimum(seqs * (spec.tree_width if spec.method == "tree" else 1), len(times.linear) - 1)

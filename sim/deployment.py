@@ -55,7 +55,7 @@ def simulate_deployment(
     delay_s = next(iter(priced.values())).request_cpu_s
     requests = Requests(work, delay_s)
     pools = [
-        Pool(name=name, kind=kind, gpus_each=plan.n_gpus, replicas=_started(kind, plan, work, requests, n, name != "decode", log))
+        Pool(name=name, kind=kind, gpus_each=plan.n_gpus, replicas=_started(kind, plan, work, requests, n, name != "decode", log, seed))
         for (name, kind), (plan, n) in zip(priced.items(), _sizes(deployment), strict=True)
     ]
     replicas = [replica for pool in pools for replica in pool.replicas]
@@ -73,7 +73,7 @@ def simulate_deployment(
         _play_apart(replicas, router)
     else:
         fleet = Fleet(requests, replicas)
-        play(fleet, Pooled(fleet, router, watches=shared_tiers), clients, round(delay_s * PS), seed)
+        play(fleet, Pooled(fleet, router, in_order=shared_tiers), clients, round(delay_s * PS), seed)
     if clients is not None:
         work = dataclasses.replace(work, arrival_s=np.frombuffer(requests.arrival, np.int64) / PS)
     return collect(work, requests, pools, deployment.n_gpus, seed, links=links)
@@ -108,9 +108,9 @@ def _kinds(
 
 
 def _started(
-    kind: ReplicaModel, plan: EnginePlan, work: ServeWorkload, requests: Requests, n: int, cached: bool, log: bool
+    kind: ReplicaModel, plan: EnginePlan, work: ServeWorkload, requests: Requests, n: int, cached: bool, log: bool, seed: int
 ) -> list[Replica]:
-    replicas = start_replicas(kind, plan, work, requests, n, cached=cached)
+    replicas = start_replicas(kind, plan, work, requests, n, cached=cached, seed=seed)
     for replica in replicas:
         replica.log = StepLog() if log else None
     return replicas

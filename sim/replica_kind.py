@@ -96,6 +96,4 @@ def start_replicas(
     stores = prefix_stores(plan, work, kind.policy, block, kind.kv_bytes_per_token, n) if cached else [None] * n
     if isinstance(times, StepTimes) and kind.verify is None and not kind.policy.layer_tokens:
         return [Replica(requests, times, kind.policy, kind.limits, store) for store in stores]
-    return list(
-        stepping_replicas(requests, times, kind.verify, kind.policy, kind.limits, stores, plan.speculation, kind.n_layers, seed)
-    )
+    return list(stepping_replicas(requests, times, kind.verify, kind.policy, kind.limits, stores, plan.speculation, kind.n_layers, seed))

@@ -19,7 +19,7 @@ from .engine import NEVER, Limits, Replica
 from .gaps import FOLD
 from .kvstore import PrefixStore
 from .policies import Policy
-from .preempt import give_back
+from .preempt_batch import preempt_from, released
 from .requests import Requests
 from .speculate import Acceptance, Controller
 
@@ -115,7 +115,7 @@ class SteppingReplica(Replica):
                 gamma, need = 0, batch.growth(1)
         starved = need > self.free
         if starved:
-            extra = self._evict()
+            extra = preempt_from(self)
             need = batch.growth(1)
         n = batch.n
         queries = (n + self.pad) * (1 + gamma * self.width)
@@ -231,7 +231,7 @@ class SteppingReplica(Replica):
         if self.store is None:
             return hold, r.cached[q]
         hit, shared = self.store.match(q, self.free)
-        return (0 if self.landed else hold) - shared, max(r.cached[q], min(hit, size - 1))
+        return 0 if self.landed else hold - shared, max(r.cached[q], min(hit, size - 1))
 
     def _admit(self, q: int, hold: int) -> int:
         """Take a request off the queue; returns the time to fetch its KV if it was swapped out."""
@@ -306,7 +306,7 @@ class SteppingReplica(Replica):
             self._finish(q, dt)
         else:
             self._finish(q, dt)
-            self.free += self._blocks(size) - self._released(q)
+            self.free += self._blocks(size) - released(self, q)
 
     def _finish(self, q: int, dt: int) -> None:
         """A request is complete."""
@@ -318,7 +318,7 @@ class SteppingReplica(Replica):
     def _leave(self, q: int, dt: int) -> None:
         """A running sequence is complete: its blocks are free but for shared ones; a static batch keeps them, and its row, to the end."""
         self._finish(q, dt)
-        blocks = self.batch.leave(q)[1] - self._released(q)
+        blocks = self.batch.leave(q)[1] - released(self, q)
         if self.policy.padded:
             self.pad += 1
             self.held += blocks
@@ -328,50 +328,6 @@ class SteppingReplica(Replica):
             self.free += self.held
             self.pad = self.held = 0
             self.open = True
-
-    def _released(self, q: int) -> int:
-        """Blocks of a leaving request's prefix that others still hold."""
-        return self.store.release(q, self.free) if self.store is not None else 0
-
-    def _evict(self) -> int:
-        """Preempt from the newest (or least urgent) until every decode left has room for its next token; returns ps of KV copied out."""
-        copied_ps = 0
-        while self.batch.growth(1) > self.free:
-            victim = self._victim()
-            if victim in self.batch.slot:
-                copied_ps += self._stop(victim)
-            else:
-                self.part = -1
-                self.wave = [member for member in self.wave if member[0] != victim]
-                give_back(self, victim, self.r.prompt[victim])
-            self.waiting.appendleft(victim)
-            self.n_preempted += 1
-            if self.log is not None:
-                self.log.preempt(self.now, victim)
-        return copied_ps
-
-    def _victim(self) -> int:
-        started = [q for q, _, _ in self.wave] + ([self.part] if self.part >= 0 else [])
-        if self.policy.by_priority:
-            return max([*self.batch.slot, *started], key=lambda q: (self.r.priority[q], q))
-        return started[-1] if started else next(reversed(self.batch.slot))
-
-    def _stop(self, q: int) -> int:
-        """A decoding request goes back to the queue, its answer so far part of its prompt; returns ps to copy its KV out under swap."""
-        r = self.r
-        length, blocks = self.batch.leave(q, back=True)
-        done = length - r.prompt[q] + 1
-        if done == 1 and self.fresh:
-            self.fresh.pop()
-        r.prompt[q] += done
-        r.output[q] -= done
-        self.free += blocks - self._released(q)
-        r.lost[q] = self.now
-        if not self.swap:
-            return 0
-        copy_ps = self._blocks(length) * self.swap_ps
-        r.cached[q], r.swapped[q] = length, copy_ps
-        return copy_ps
 
 
 _EMPTY = StepTimes(linear=[0], decode=[0], decode_slope=[0], prefill=[0], prefill_slope=[0])
