@@ -163,8 +163,10 @@ class Replica:
                     past = cached[q]
                     if store is not None:
                         hit, shared = store.match(q, free)
-                        hold = 0 if landed else hold - shared
+                        hold = -shared if landed else hold - shared
                         past = max(past, min(hit, size - 1))
+                    elif landed:
+                        hold = 0
                     if hold > room:
                         break
                     if loads and not landed:
@@ -334,6 +336,11 @@ class Replica:
         self.part, self.past, self.rem, self.open, self.held, self.last_decode = part, past, rem, opened, held, last_decode
         self.n_steps, self.busy_ps = n_steps, busy
         self.n_outstanding -= n_done
+
+    def take_over(self, request: int, at: int) -> None:
+        """Serve a request whose prompt's KV (``cached``) lies here from ``at`` (ps) on, in blocks that were taken from ``free`` before."""
+        heappush(self.loading, (at, request))
+        self.n_outstanding += 1
 
     def let_go(self, request: int) -> None:
         """Free the KV of a request that ended with its prompt under ``hold``."""

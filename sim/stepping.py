@@ -229,7 +229,7 @@ class SteppingReplica(Replica):
         size = r.prompt[q]
         hold = self._blocks(size + r.output[q] - 1 if self.policy.reserve_output else size)
         if self.store is None:
-            return hold, r.cached[q]
+            return 0 if self.landed else hold, r.cached[q]
         hit, shared = self.store.match(q, self.free)
         return 0 if self.landed else hold - shared, max(r.cached[q], min(hit, size - 1))
 
