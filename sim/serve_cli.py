@@ -6,30 +6,30 @@ import dataclasses
 import difflib
 import json
 import os
-import re
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.table import Table
 
 from ..scenarios import registry
 from ..scenarios.errors import BadFile, BadInput, RoofplanError
 from ..scenarios.load import read_toml
-from ..scenarios.serving import EnginePlan, ServeWorkload
-from ..scenarios.units import parse_quantity, parse_tokens, show_bytes
-from . import arrivals, traces
+from ..scenarios.serving_text import AUTOSCALE_FORM, SPECULATION_FORM, TIER_FORM
+from ..scenarios.units import parse_quantity
+from .deployment import simulate_deployment
 from .policies import POLICIES
 from .router import ROUTERS
-from .serving import simulate_serving
+from .serve_flags import clients, deployment, engine_plan, window, workload
+from .serve_result import ServeResult
+from .serve_show import show
+from .serving_frames import csv_text, request_columns
 from .serving_metrics import Slo, report
-
-MAX_MADE_UP = 5_000_000
+from .serving_page import serving_page
+from .serving_trace import serving_trace
 
 
 @click.command("simulate")
@@ -42,11 +42,22 @@ MAX_MADE_UP = 5_000_000
 @click.option("--osl", help="Output tokens of a made-up workload.")
 @click.option("--requests", "n_requests", type=click.IntRange(1), help="How many requests (default: the trace; 1000 made up).")
 @click.option("--rate", type=float, help="Requests per second: re-times the arrivals as Poisson.")
+@click.option("--concurrency", type=click.IntRange(1), help="Clients that each wait for their answer, in place of --rate.")
+@click.option("--think", help="How long a client of --concurrency thinks between its requests, like 2s.")
 @click.option("--cv", default=1.0, show_default=True, help="Burstiness of --rate: coefficient of variation of the gaps.")
+@click.option("--swing", default=0.0, help="Day and night: the rate swings by this share of itself over a --period.")
+@click.option("--period", default="24h", show_default=True, help="Length of a day for --swing.")
+@click.option("--length-cv", default=0.0, help="Coefficient of variation of --isl and --osl (log-normal; 0: all equal).")
 @click.option("--tp", default=1, show_default=True, type=click.IntRange(1), help="Tensor parallel GPUs of a replica.")
 @click.option("--pp", default=1, show_default=True, type=click.IntRange(1), help="Pipeline stages of a replica.")
 @click.option("--dp", default=1, show_default=True, type=click.IntRange(1), help="Attention data parallel ranks of a replica.")
 @click.option("--ep", default=1, show_default=True, type=click.IntRange(1), help="Expert parallel GPUs of a replica.")
+@click.option(
+    "--cp", default=1, show_default=True, type=click.IntRange(1), help="Context parallel GPUs: prompts and KV cache in equal parts."
+)
+@click.option("--ffn-gpus", default=0, type=click.IntRange(0), help="GPUs besides these that hold the FFN alone (0: none).")
+@click.option("--expert-skew", default=0.0, help="Zipf exponent of how often experts are chosen (0: evenly).")
+@click.option("--redundant-experts", default=0, type=click.IntRange(0), help="Extra copies of busy experts (EPLB).")
 @click.option("--engine", default="vllm", show_default=True, help="Serving engine profile.")
 @click.option("--policy", type=click.Choice(sorted(POLICIES)), help="Scheduling policy (default: the engine's).")
 @click.option("--chunk", "token_budget", help="Most tokens of one step.")
@@ -55,14 +66,26 @@ MAX_MADE_UP = 5_000_000
 @click.option("--kv-blocks", default=0, type=click.IntRange(0), help="KV blocks of a replica (0: from memory).")
 @click.option("--preemption", default="recompute", show_default=True, type=click.Choice(["recompute", "swap"]))
 @click.option("--prefix-cache", is_flag=True, help="Reuse the KV of prompt blocks seen before (needs a trace with hashes).")
+@click.option("--kv-tier", multiple=True, metavar="TIER", help=f"Where prompt blocks go that leave HBM; repeatable: {TIER_FORM}.")
+@click.option("--speculation", metavar="SPEC", help=f"{SPECULATION_FORM}.")
 @click.option("--weights", "weight_dtype", default="bf16", show_default=True, help="Weight format: bf16, fp8, fp8_block, nvfp4, int4.")
 @click.option("--experts", "expert_dtype", default="", help="Format of the routed experts where it differs: nvfp4, mxfp4 …")
 @click.option("--kv-dtype", default="bf16", show_default=True, help="KV-cache format: bf16, fp8, int4.")
 @click.option("--router", default="round-robin", show_default=True, type=click.Choice(ROUTERS), help="Which replica gets a request.")
 @click.option("--prefill", "n_prefill", default=0, type=click.IntRange(0), help="Replicas that only prefill; the others decode (0: mixed).")
+@click.option("--prefill-tp", default=0, type=click.IntRange(0), help="Tensor parallel GPUs of a prefill replica (0: as --tp).")
+@click.option("--prefill-sm", default=0.0, help="Share of each GPU's SMs that prefills while the rest decode (0: no split).")
+@click.option("--kv-overlap", default=0.0, help="Share of a KV transfer that hides behind the prompt's own computation.")
+@click.option("--nic-per-node", is_flag=True, help="A node's GPUs share one adapter (default: one each).")
+@click.option("--autoscale", metavar="SCALE", help=f"{AUTOSCALE_FORM}.")
 @click.option("--ttft", help="Promised time to first token, like 2s.")
 @click.option("--tpot", help="Promised time per output token, like 30ms.")
+@click.option("--e2e", help="Promised time to the last token, like 20s.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--perfetto", metavar="FILE", help="Write the engine steps and requests for ui.perfetto.dev.")
+@click.option("--window", metavar="FROM..TO", help="Only this part of the run in --perfetto, like 10s..20s.")
+@click.option("--html", metavar="FILE", help="Write a page of latencies, load, queue and KV cache.")
+@click.option("--csv", metavar="FILE", help="Write one row a request.")
 @click.option("--json", "json_path", help="Write the stable JSON form to a file, or - for stdout alone.")
 @click.pass_context
 def simulate(ctx: click.Context, /, scenario: Path | None, **flags: Any) -> None:
@@ -73,11 +96,11 @@ def simulate(ctx: click.Context, /, scenario: Path | None, **flags: Any) -> None
     try:
         if scenario is not None:
             flags |= scenario_flags(ctx, scenario)
-        out = run(flags)
-        if flags["json_path"]:
-            _write(json.dumps(out, indent=2) + "\n", flags["json_path"])
+        out, result = run(flags)
+        for path, text in files(flags, out, result):
+            write_whole(text, path, "--json" if path == flags["json_path"] else "the output file")
         if flags["json_path"] != "-":
-            _show(out)
+            show(out)
     except RoofplanError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, BadInput) else 1) from None
@@ -108,92 +131,48 @@ def scenario_flags(ctx: click.Context, path: Path) -> dict[str, Any]:
     return found
 
 
-def run(flags: dict[str, Any]) -> dict[str, Any]:
-    """The report of one simulation, from the flags of the command. Raises BadInput for anything it cannot use."""
+def run(flags: dict[str, Any]) -> tuple[dict[str, Any], ServeResult]:
+    """The report of one simulation and the run itself, from the flags of the command. Raises BadInput for anything it cannot use."""
     started = time.perf_counter()
     if not flags["model"]:
         raise BadInput("no model given; add --model, or model = … in a scenario file")
     model = registry.model(flags["model"])
     cluster = registry.cluster(flags["gpu"], flags["gpus"])
-    work = _workload(flags)
-    budget = parse_tokens(flags["token_budget"]) if flags["token_budget"] else 0
-    names = (
-        "tp",
-        "pp",
-        "dp",
-        "ep",
-        "engine",
-        "max_num_seqs",
-        "block_tokens",
-        "kv_blocks",
-        "preemption",
-        "prefix_cache",
-        "weight_dtype",
-        "expert_dtype",
-        "kv_dtype",
-    )
-    plan = EnginePlan(policy=flags["policy"] or "", token_budget=budget, **{name: flags[name] for name in names})
-    slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot") if flags[name]})
-    result = simulate_serving(model, cluster, plan, work, router=flags["router"], n_prefill=flags["n_prefill"], seed=flags["seed"])
+    work = workload(flags)
+    plan = engine_plan(flags)
+    chosen = deployment(flags, plan, cluster)
+    slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot", "e2e") if flags[name]})
+    window(flags["window"])
+    wants_log = bool(flags["perfetto"] or flags["html"])
+    result = simulate_deployment(model, cluster, chosen, work, seed=flags["seed"], clients=clients(flags), log=wants_log)
     out = report(result, cluster, registry.accelerator(cluster.gpu), slo, time.perf_counter() - started)
-    return {"model": model.name, "trace": work.source, "plan": dataclasses.asdict(plan), **out}
+    return {"model": model.name, "trace": work.source, "plan": dataclasses.asdict(plan), **out}, result
 
 
-def _workload(flags: dict[str, Any]) -> ServeWorkload:
-    if flags["trace"] and (flags["isl"] or flags["osl"]):
-        raise BadInput("--trace and --isl/--osl both say what the requests are; give one of them")
-    n, rate, seed = flags["n_requests"], flags["rate"], flags["seed"]
-    if flags["trace"]:
-        work = traces.read_trace(flags["trace"])
-        work = arrivals.first_requests(work, n) if n else work
-    else:
-        if not (flags["isl"] and flags["osl"] and rate):
-            raise BadInput("no workload: give --trace FILE, or --isl N --osl N --rate R")
-        n = n or 1000
-        if n > MAX_MADE_UP:
-            raise BadInput(f"requests={n:,} is over the limit of {MAX_MADE_UP:,} for a made-up workload")
-        prompt, output = (arrivals.lengths(n, parse_tokens(flags[name]), 0.0) for name in ("isl", "osl"))
-        work = ServeWorkload(arrival_s=arrivals.poisson(n, rate, seed), prompt_tokens=prompt, output_tokens=output, source="made up")
-    if rate is None:
-        return work
-    return dataclasses.replace(work, arrival_s=arrivals.gamma(len(work), rate, flags["cv"], seed))
+def files(flags: dict[str, Any], out: dict[str, Any], result: ServeResult) -> Iterator[tuple[str, str]]:
+    """(path, text) of every file that was asked for; each text is whole before anything is written."""
+    if flags["perfetto"]:
+        trace = serving_trace(result, result.logs, window(flags["window"]))
+        yield flags["perfetto"], json.dumps(trace, allow_nan=False)
+    if flags["html"]:
+        yield flags["html"], serving_page(out, result, result.logs)
+    if flags["csv"]:
+        yield flags["csv"], csv_text(request_columns(result))
+    if flags["json_path"]:
+        yield flags["json_path"], json.dumps(out, indent=2) + "\n"
 
 
-def _write(text: str, path: str) -> None:
-    """To stdout, or to a file that appears whole or not at all."""
+def write_whole(text: str, path: str, what: str) -> None:
+    """To stdout for ``-``, else to a file that appears whole or not at all; BadInput when it cannot be written."""
     if path == "-":
         sys.stdout.write(text)
         return
     target = Path(path)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=target.name, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.replace(file.name, target)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, target)
     except OSError as error:
-        raise BadInput(f"--json {path}: cannot be written: {error.strerror}") from None
-
-
-def _show(out: dict[str, Any]) -> None:
-    console = Console()
-    table = Table(title=f"{out['model']} on {out['n_gpus']} x {out['gpu']}: {out['n_requests']:,} requests, {out['n_iterations']:,} steps")
-    for column in ("latency", "mean", "p50", "p90", "p95", "p99", "p99.9"):
-        table.add_column(column, justify="left" if column == "latency" else "right")
-    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
-        table.add_row(re.sub("_s$", "", name).upper(), *(_seconds(v) for v in out[name].values()))
-    console.print(table)
-    console.print(
-        f"{out['output_tokens_per_s']:,.0f} output + {out['prompt_tokens_per_s']:,.0f} prompt tokens/s, "
-        f"goodput {out['goodput_per_s']:.3g} requests/s, busy {out['busy_frac']:.0%}, {out['preemptions']:,} preemptions, "
-        f"{out['n_rejected']:,} rejected, KV {show_bytes(out['kv_bytes'])} a GPU"
-    )
-    if out["cost_usd_per_mtoken"]:
-        energy = out["energy_j_per_token_at_tdp"]
-        console.print(f"{out['cost_usd_per_mtoken']:.3g} USD per million output tokens on demand, at most {energy:.3g} J a token")
-    if out["saturated"]:
-        console.print(
-            f"[bold red]overloaded[/]: TTFT grows by {out['saturation']['growth']:.2f} s every second; these averages never settle"
-        )
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s"
+        raise BadInput(f"{what} {path}: cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Accelerator, Cluster
 from ..scenarios.serving import Floats64
-from .serving import ServeResult
+from .serve_result import PoolUse, ServeResult
 
 Bools = NDArray[np.bool_]
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
@@ -85,7 +86,8 @@ def report(result: ServeResult, cluster: Cluster, gpu: Accelerator, slo: Slo, wa
     served = np.isfinite(result.finish_s)
     out_tokens, prompt_tokens = int(work.output_tokens[served].sum()), int(work.prompt_tokens[served].sum())
     span = result.end_s or 1.0
-    usd = cluster.on_demand_usd_per_h * result.n_gpus * span / 3600
+    gpu_s = result.gpu_s or result.n_gpus * span
+    usd = cluster.on_demand_usd_per_h * gpu_s / 3600
     verdict = saturation(result)
     return {
         "n_requests": len(work), "n_rejected": len(result.rejected), "n_iterations": result.n_steps,
@@ -99,6 +101,18 @@ def report(result: ServeResult, cluster: Cluster, gpu: Accelerator, slo: Slo, wa
         "busy_frac": result.busy_s / (span * result.n_replicas), "simulated_s": result.end_s,
         "kv_blocks": result.memory.kv_blocks, "weights_bytes": result.memory.weights_bytes, "kv_bytes": result.memory.kv_bytes,
         "cost_usd_per_mtoken": usd / out_tokens * 1e6 if out_tokens else 0.0,
-        "energy_j_per_token_at_tdp": gpu.tdp_w * result.n_gpus * span / out_tokens if out_tokens else 0.0,
+        "energy_j_per_token_at_tdp": gpu.tdp_w * gpu_s / out_tokens if out_tokens else 0.0,
+        "gpu_s": gpu_s, "pools": [_pool(pool, span) for pool in result.pools], "links": [dataclasses.asdict(link) for link in result.links],
+        "cache_tiers": [dataclasses.asdict(tier) for tier in result.tiers],
+        "replicas_over_time": [{"at_s": at, "n_replicas": n} for at, n in result.scaled],
         "gpu": gpu.name, "n_gpus": result.n_gpus, "n_replicas": result.n_replicas, "wall_s": wall_s, "seed": result.seed,
+    }  # fmt: skip
+
+
+def _pool(pool: PoolUse, span_s: float) -> dict[str, Any]:
+    busy = [seconds / span_s for seconds in pool.busy_s]
+    mean = sum(busy) / len(busy) if busy else 0.0
+    return {
+        "name": pool.name, "n_replicas": len(busy), "gpus_each": pool.gpus_each, "n_steps": pool.n_steps,
+        "busy_frac": mean, "busiest_frac": max(busy, default=0.0), "kv_blocks": pool.memory.kv_blocks,
     }  # fmt: skip

@@ -85,7 +85,7 @@ def test_disaggregated_pools_keep_decode_steady():
     mixed, split = (json.loads(call(*args, "--prefill", n, "--json", "-").stdout) for n in ("0", "2"))
     assert split["itl_s"]["p99"] < 0.7 * mixed["itl_s"]["p99"]
     assert (split["n_rejected"], split["n_replicas"]) == (0, 4)
-    assert "prefill=4 of 4 replicas" in call(*args, "--prefill", "4").output
+    assert "prefill=4 replicas of 1 GPUs leave 0 of 4 GPUs: at least one replica of 1 must decode" in call(*args, "--prefill", "4").output
 
 
 def test_prefix_cache_shortens_a_repeated_prompt(tmp_path):
