@@ -1,0 +1,1 @@
+"""Emits serving deployments for the engines that can run them."""

@@ -1,0 +1,187 @@
+"""A serving deployment to emit: the model, its replicas and where each of them runs, the requests, the promises, the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ....scenarios.deployment import Deployment
+from ....scenarios.errors import BadInput
+from ....scenarios.hardware import Cluster
+from ....scenarios.model import ModelSpec
+from ....scenarios.serving import EnginePlan, serving_engine
+
+Role = Literal["serve", "prefill", "decode"]
+"""What a replica does: both phases, or one of them."""
+
+FIRST_PORT, ROUTER_PORT = 8100, 8000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Scheduler limits of one plan with the engine's own values where the plan leaves them open."""
+
+    max_num_seqs: int
+    token_budget: int
+    block_tokens: int
+    memory_utilization_frac: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The GPUs one replica has on one node: ``rank`` counts the replica's nodes, ``master`` is the first of them."""
+
+    role: Role
+    replica: int
+    node: int
+    gpus: tuple[int, ...]
+    rank: int
+    master: int
+
+    @property
+    def port(self) -> int:
+        return FIRST_PORT + self.replica
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeJob:
+    """One deployment with everything an emitter needs; ``predicted`` are the prediction's numbers (folder.py names them).
+
+    ``context_tokens`` is the longest request, prompt and answer together.
+    """
+
+    model: ModelSpec
+    deployment: Deployment
+    cluster: Cluster
+    prompt_tokens: int
+    output_tokens: int
+    context_tokens: int
+    slo: Mapping[str, float]
+    shared_prefix_tokens: int = 0
+    rope_scaling: bool = False
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether prefill runs on replicas of its own."""
+        return self.deployment.n_prefill > 0
+
+    def plans(self) -> dict[Role, EnginePlan]:
+        """The plan of each role there is."""
+        if self.is_split:
+            return {"prefill": self.deployment.prefill_plan, "decode": self.deployment.plan}
+        return {"serve": self.deployment.plan}
+
+    @property
+    def rope_factor(self) -> float:
+        """How many times the context exceeds what the model was made for, a power of two; 1 where it does not."""
+        factor = 1.0
+        while self.rope_scaling and self.model.max_seq_tokens * factor < self.context_tokens:
+            factor *= 2
+        return factor
+
+    @property
+    def checkpoint(self) -> str:
+        """The Hugging Face id of the weights, or '' when none is known or the plan needs weights of another format."""
+        made = {needs_checkpoint(plan.experts_in) or needs_checkpoint(plan.weight_dtype) for plan in self.plans().values()}
+        return self.model.hf_ids[0] if self.model.hf_ids and not any(made) else ""
+
+    @property
+    def needed_format(self) -> str:
+        """The weight format a checkpoint must come in, '' when the engine converts plain weights itself."""
+        formats = (f for plan in self.plans().values() for f in (plan.experts_in, plan.weight_dtype))
+        return next((f for f in formats if needs_checkpoint(f)), "")
+
+
+def needs_checkpoint(dtype: str) -> bool:
+    """Whether weights of this format have to be made before serving: engines convert to fp8 and int8 while loading, not to 4 bits."""
+    return dtype not in ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "int8")
+
+
+def limits(plan: EnginePlan) -> Limits:
+    """What the simulator ran the plan with: the plan's numbers, the engine's where those are 0."""
+    engine = serving_engine(plan.engine)
+    return Limits(
+        max_num_seqs=plan.max_num_seqs or engine.max_num_seqs,
+        token_budget=plan.token_budget or engine.token_budget,
+        block_tokens=plan.block_tokens or engine.block_tokens,
+        memory_utilization_frac=engine.memory_utilization_frac,
+    )
+
+
+def parts(job: ServeJob) -> list[Part]:
+    """Where each replica runs: prefill replicas first, packed on nodes in order; a replica larger than a node takes whole nodes.
+
+    BadInput when a larger replica is not whole nodes, or the cluster has too few GPUs.
+    """
+    per_node = job.cluster.gpus_per_node
+    counts: list[tuple[Role, int]] = [("serve", job.deployment.n_replicas)]
+    if job.is_split:
+        counts = [("prefill", job.deployment.n_prefill), ("decode", job.deployment.n_replicas)]
+    found: list[Part] = []
+    node, used, replica = 0, 0, 0
+    for role, count in counts:
+        n_gpus = job.plans()[role].n_gpus
+        if n_gpus > per_node and n_gpus % per_node:
+            raise BadInput(f"a {role} replica of {n_gpus} GPUs is not whole nodes of {per_node}; take a multiple of {per_node} or fewer")
+        for _ in range(count):
+            if used + min(n_gpus, per_node) > per_node:
+                node, used = node + 1, 0
+            spans = -(-n_gpus // per_node)
+            gpus = tuple(range(used, used + min(n_gpus, per_node)))
+            found += [Part(role=role, replica=replica, node=node + k, gpus=gpus, rank=k, master=node) for k in range(spans)]
+            node, used = node + spans - 1, used + len(gpus)
+            replica += 1
+    if found[-1].node >= job.cluster.n_nodes:
+        n = job.deployment.n_gpus
+        raise BadInput(
+            f"{replica} replicas of {n} GPUs in all need {found[-1].node + 1} nodes of {per_node}, the cluster has {job.cluster.n_nodes} "
+            f"({job.cluster.n_gpus} GPUs)"
+        )
+    return found
+
+
+def make_job(
+    *,
+    model: ModelSpec,
+    deployment: Deployment,
+    cluster: Cluster,
+    prompt_tokens: int,
+    output_tokens: int,
+    context_tokens: int = 0,
+    slo: Mapping[str, float] | None = None,
+    shared_prefix_tokens: int = 0,
+    rope_scaling: bool = False,
+    predicted: Mapping[str, Any] | None = None,
+) -> ServeJob:
+    """A ServeJob whose numbers agree; BadInput for lengths below 1, a context over the model's, replicas the cluster has no room for."""
+    for name, value in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
+        if value < 1:
+            raise BadInput(f"{name}={value} must be at least 1")
+    context = context_tokens or prompt_tokens + output_tokens
+    if context < prompt_tokens + output_tokens:
+        raise BadInput(f"context_tokens={context} is less than a prompt and its answer, {prompt_tokens + output_tokens}")
+    if not 0 <= shared_prefix_tokens < prompt_tokens:
+        raise BadInput(f"shared_prefix_tokens={shared_prefix_tokens} must be from 0 to below prompt_tokens={prompt_tokens}")
+    if context > model.max_seq_tokens and not rope_scaling:
+        raise BadInput(
+            f"a context of {context:,} tokens is over the {model.max_seq_tokens:,} that {model.name} was made for; "
+            "shorten it, take a model with a longer context, or ask for rope scaling"
+        )
+    if context > model.max_seq_tokens and model.position != "rope":
+        raise BadInput(f"{model.name} has {model.position} positions: rope scaling cannot stretch its {model.max_seq_tokens:,} tokens")
+    job = ServeJob(
+        model=model,
+        deployment=deployment,
+        cluster=cluster,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        context_tokens=context,
+        slo=dict(slo or {}),
+        shared_prefix_tokens=shared_prefix_tokens,
+        rope_scaling=rope_scaling,
+        predicted=dict(predicted or {}),
+    )
+    parts(job)
+    return job
