@@ -119,13 +119,12 @@ class NaiveEngine:
                 self.enqueue(todo.pop(0))
             while self.loading and min(self.loading)[0] <= self.now:
                 self.landed.append(self.loading.pop(self.loading.index(min(self.loading)))[2])
-            before = self.now
-            if self.waiting or self.running or self.landed:
-                self.step()
-            if self.now == before:  # nothing could run
+            idle = not (self.waiting or self.running or self.landed)
+            if idle or not self.step():
                 self.now = min([s.ready for s in todo[:1]] + [at for at, _, _ in self.loading])
 
-    def step(self) -> None:
+    def step(self) -> bool:
+        """One step; False when nothing could run, for want of room that prompts on their way hold."""
         p = self.policy
         decoding = [s for s in self.running if s.decoding and not s.padding]
         extra, starved = 0, False
@@ -197,7 +196,7 @@ class NaiveEngine:
 
         if not chunks and not any(s.decoding for s in self.running):
             self.now += extra
-            return
+            return starved
         decode_now = decoding if p.mixed or not chunks else []
         if decode_now or p.mixed:
             for s in decode_now:
@@ -222,6 +221,7 @@ class NaiveEngine:
                 self.leave(s)
         if not any(s.decoding for s in self.running) and decode_now:
             self.open = True
+        return True
 
     def advance(self, s: Seq, tokens: int) -> None:
         s.computed += tokens

@@ -21,7 +21,7 @@ from roofplan.sim.radix import RadixCache
 from roofplan.sim.requests import Requests
 from roofplan.sim.stores import prefix_stores, tier_use
 from roofplan.sim.tiers import Tier, Tiers
-from test_sim_engine import CHAINS, REQUESTS, toy_times, workload
+from test_sim_engine import CHAINS, toy_times, workload
 
 BLOCK_BYTES = 1000.0
 HOST = KvTier(name="host", capacity_bytes=4e3, bytes_per_s=1e9, latency_s=1e-6)
@@ -105,12 +105,16 @@ def test_others_go_on_while_a_prompt_waits_for_its_load():
     assert requests.first[2] == requests.first[3] + t.step_ps(0, 0, [(1, 32)])
 
 
+LONG_CHAINS = [[*range(10)], [0, 1, 2, *range(13, 20)], [0, 1, 2, 13, *range(24, 30)], [*range(30, 36)]]
+LATE = st.lists(st.tuples(st.integers(0, 40), st.integers(8, 90), st.integers(1, 40), st.integers(0, 2)), min_size=5, max_size=25)
+
+
 @pytest.mark.parametrize("kind", ["lru", "radix"])
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(rows=REQUESTS, chains=st.lists(st.sampled_from(CHAINS), min_size=25, max_size=25),
+@given(rows=LATE, chains=st.lists(st.sampled_from(LONG_CHAINS), min_size=25, max_size=25),
        name=st.sampled_from(sorted(set(POLICIES) - {"static", "layered"})), seats=st.integers(1, 9), extra=st.integers(0, 60),
        each=st.sampled_from([1, 2]), spare=st.integers(0, 12), swap=st.booleans(), cut=st.integers(1, 400),
-       sizes=st.lists(st.integers(1, 6), min_size=0, max_size=3), rate=st.sampled_from([1e8, 5e8, 1e10]),
+       sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3), rate=st.sampled_from([1e8, 5e8, 1e10]),
        latency=st.sampled_from([0.0, 2e-6]))  # fmt: skip
 def test_fast_tiers_equal_naive_tiers(kind, rows, chains, name, seats, extra, each, spare, swap, cut, sizes, rate, latency):
     block, id_tokens = 8, 8 * each
