@@ -15,6 +15,7 @@ from .serving_metrics import latencies
 from .step_log import StepLog
 
 MAX_POINTS = 2000
+RIGHT = {"overlaying": "y", "side": "right", "showgrid": False, "tickmode": "auto"}
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em .25em 0;text-align:right;border-bottom:1px solid #ddd}"
@@ -85,14 +86,15 @@ def latency_figure(result: ServeResult) -> Any:
 
 def load_figure(result: ServeResult) -> Any:
     """Requests arriving and finishing a second, and how many are in the system."""
-    bins, figure = over_time(result), plotly().Figure()
+    bins, figure = over_time(result, 80), plotly().Figure()
     x = bins["time_s"].tolist()
     for key, label in (("arrivals_per_s", "arriving a second"), ("finished_per_s", "finishing a second")):
         figure.add_scatter(x=x, y=bins[key].tolist(), mode="lines", name=label)
     figure.add_scatter(x=x, y=bins["n_in_system"].tolist(), mode="lines", name="in the system", yaxis="y2")
     return figure.update_layout(
-        title="Load", template="plotly_white", height=380, xaxis={"title": "seconds"}, yaxis={"title": "requests a second"},
-        yaxis2={"title": "requests in the system", "overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"},
+        title="Load", template="plotly_white", height=380, xaxis={"title": "seconds"},
+        yaxis={"title": "requests a second", "rangemode": "tozero"},
+        yaxis2=RIGHT | {"title": "requests in the system", "rangemode": "tozero"},
         legend={"orientation": "h", "y": -0.25},
     )  # fmt: skip
 
@@ -106,7 +108,8 @@ def levels_figure(logs: Mapping[str, StepLog], blocks_each: int) -> Any:
     used = 1 - levels["free_blocks"] / max(total, 1)
     figure.add_scatter(x=x, y=used.tolist(), mode="lines", name="KV blocks in use", yaxis="y2")
     return figure.update_layout(
-        title="Queue and KV cache", template="plotly_white", height=380, xaxis={"title": "seconds"}, yaxis={"title": "requests"},
-        yaxis2={"title": "KV blocks in use", "overlaying": "y", "side": "right", "tickformat": ".0%", "range": [0, 1], "showgrid": False},
+        title="Queue and KV cache", template="plotly_white", height=380, xaxis={"title": "seconds"},
+        yaxis={"title": "requests", "rangemode": "tozero"},
+        yaxis2=RIGHT | {"title": "KV blocks in use", "tickformat": ".0%", "range": [0, 1]},
         legend={"orientation": "h", "y": -0.25},
     )  # fmt: skip
