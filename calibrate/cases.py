@@ -9,7 +9,7 @@ from types import ModuleType
 
 from ..scenarios.errors import BadInput, UnknownName
 from ..scenarios.reference import Case
-from . import case_formulas, case_steps, case_technique
+from . import case_formulas, case_serving, case_steps, case_technique
 
 Predictor = Callable[[Case], float]
 
@@ -20,7 +20,7 @@ def _public(module: ModuleType) -> dict[str, Predictor]:
     return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
 
 
-PREDICTORS: dict[str, Predictor] = _public(case_formulas) | _public(case_steps) | _public(case_technique)
+PREDICTORS: dict[str, Predictor] = _public(case_formulas) | _public(case_steps) | _public(case_technique) | _public(case_serving)
 
 
 def predict(case: Case) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from .errors import BadFile, UnknownName
 from .load import build, by_name, names, read_toml
 from .plan import ParallelPlan
+from .serving_case import Serving
 from .workload import TrainWorkload
 
 Evidence = Literal["V", "F", "C", "N", "D", "M"]
@@ -48,9 +49,10 @@ class Layout:
 class Case:
     """One published number: what was measured (``metric``), where (``layout``; ``baseline`` for a ratio), and the bar.
 
-    ``predictor`` names the function that must reproduce it. A prediction passes within ``tolerance_frac`` of ``published`` (or within
-    ``tolerance_abs`` of it where that is given); only cases with evidence V or F can fail a run, the others are shown as claimed.
-    ``numbers`` and ``words`` are further parameters of the predictor, never the answer. ``flops_convention`` says what a rate counts.
+    ``serving`` and ``serving_baseline`` are the same for serving experiments. ``predictor`` names the function that must reproduce it. A
+    prediction passes within ``tolerance_frac`` of ``published`` (or within ``tolerance_abs`` of it where that is given); only cases with
+    evidence V or F can fail a run, the others are shown as claimed. ``numbers`` and ``words`` are further parameters of the predictor,
+    never the answer. ``flops_convention`` says what a rate counts.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Case:
     note: str = ""
     layout: Layout = field(default_factory=Layout)
     baseline: Layout | None = None
+    serving: Serving | None = None
+    serving_baseline: Serving | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
 
