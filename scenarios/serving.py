@@ -70,6 +70,7 @@ class ServingEngine:
     host time each. ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the
     engine may use. ``kernel_frac`` is this engine's kernel time over that of the measured kernels. Cards with at least ``large_hbm_bytes``,
     but for those named in ``small_cards``, start with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others).
+    ``*_error_frac`` are the median errors of predictions on published serving points that no constant was fitted on.
     ``sources`` says where each comes from.
     """
 
@@ -92,6 +93,9 @@ class ServingEngine:
     large_token_budget: int = 0
     large_max_num_seqs: int = 0
     small_cards: tuple[str, ...] = ()
+    throughput_error_frac: float = 0.15
+    ttft_error_frac: float = 0.4
+    tpot_error_frac: float = 0.15
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
