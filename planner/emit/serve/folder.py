@@ -13,7 +13,7 @@ from ....scenarios.model import ModelSpec
 from ..target import CannotExpress
 from .job import ServeJob, make_job
 
-ENGINES = ("vllm",)
+ENGINES = ("vllm", "sglang")
 
 
 def engines() -> dict[str, ModuleType]:

@@ -10,6 +10,7 @@ from ....scenarios.deployment import Deployment
 from ....scenarios.errors import BadInput
 from ....scenarios.hardware import Cluster
 from ....scenarios.model import ModelSpec
+from ....scenarios.registry import accelerator
 from ....scenarios.serving import EnginePlan, serving_engine
 
 Role = Literal["serve", "prefill", "decode"]
@@ -20,7 +21,7 @@ FIRST_PORT, ROUTER_PORT = 8100, 8000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Scheduler limits of one plan with the engine's own values where the plan leaves them open."""
+    """What one scheduler may carry in a step, the size of its KV blocks and the part of memory it may take."""
 
     max_num_seqs: int
     token_budget: int
@@ -99,12 +100,13 @@ def needs_checkpoint(dtype: str) -> bool:
     return dtype not in ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "int8")
 
 
-def limits(plan: EnginePlan) -> Limits:
-    """What the simulator ran the plan with: the plan's numbers, the engine's where those are 0."""
-    engine = serving_engine(plan.engine)
+def limits(job: ServeJob, plan: EnginePlan) -> Limits:
+    """What the simulator ran the plan with, for one of its ``dp`` schedulers: the plan's numbers, the engine's where those are 0."""
+    engine, gpu = serving_engine(plan.engine), accelerator(job.cluster.gpu)
+    own_budget, own_seqs = engine.limits_on(gpu.name, gpu.hbm_bytes)
     return Limits(
-        max_num_seqs=plan.max_num_seqs or engine.max_num_seqs,
-        token_budget=plan.token_budget or engine.token_budget,
+        max_num_seqs=-(-(plan.max_num_seqs or own_seqs) // plan.dp),
+        token_budget=-(-(plan.token_budget or own_budget) // plan.dp),
         block_tokens=plan.block_tokens or engine.block_tokens,
         memory_utilization_frac=engine.memory_utilization_frac,
     )

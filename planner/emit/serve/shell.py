@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ....scenarios.serving_parts import KvTier
 from .job import FIRST_PORT, ROUTER_PORT, Part, ServeJob, parts
 
 HEAD = """#!/usr/bin/env bash
@@ -130,3 +131,11 @@ def urls(job: ServeJob, role: str) -> list[Expand]:
 def default_port(job: ServeJob) -> int:
     """The port of a role's script when it is started by hand."""
     return FIRST_PORT if has_router(job) else ROUTER_PORT
+
+
+def tier_kind(tier: KvTier) -> str:
+    """``host``, ``drive`` or ``remote``, read off a tier's name; what all replicas share is remote."""
+    words = tier.name.lower()
+    if tier.shared or any(w in words for w in ("remote", "pool", "object", "s3")):
+        return "remote"
+    return "drive" if any(w in words for w in ("nvme", "ssd", "disk", "drive", "file")) else "host"

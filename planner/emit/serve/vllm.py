@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ....scenarios.serving import EnginePlan
-from ....scenarios.serving_parts import KvTier, Speculation
+from ....scenarios.serving_parts import Speculation
 from ..target import refuse
 from .job import ROUTER_PORT, Role, ServeJob, limits
 from .shell import (
@@ -22,6 +22,7 @@ from .shell import (
     needs_launcher,
     rope_lines,
     spans,
+    tier_kind,
     to_flag,
     urls,
 )
@@ -83,9 +84,13 @@ def check_expressible(job: ServeJob) -> None:
             ),
         )
         for tier in plan.kv_tiers:
-            refuse((_kind(tier) == "remote", f"KV tier {tier.name!r} outside the node", "LMCache or Mooncake beside vLLM"))
+            refuse((tier_kind(tier) == "remote", f"KV tier {tier.name!r} outside the node", "LMCache or Mooncake beside vLLM"))
         refuse(
-            (plan.kv_tiers and _kind(plan.kv_tiers[0]) != "host", "a KV tier on drives without one in host memory", "a host tier before it")
+            (
+                plan.kv_tiers and tier_kind(plan.kv_tiers[0]) != "host",
+                "a KV tier on drives without one in host memory",
+                "a host tier before it",
+            )
         )
 
 
@@ -182,7 +187,7 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
         found.append(flag("kv-cache-dtype", KV_DTYPE[plan.kv_dtype]))
     if job.rope_factor > 1:
         found.append(("--hf-overrides", rope_override(job)))
-    return found + _scheduler(plan) + _kv_transfer(role, plan) + _speculation(plan.speculation, plan)
+    return found + _scheduler(job, plan) + _kv_transfer(role, plan) + _speculation(job, plan)
 
 
 def rope_override(job: ServeJob) -> Expand:
@@ -195,8 +200,8 @@ def rope_override(job: ServeJob) -> Expand:
     )
 
 
-def _scheduler(plan: EnginePlan) -> list[Argument]:
-    limit = limits(plan)
+def _scheduler(job: ServeJob, plan: EnginePlan) -> list[Argument]:
+    limit = limits(job, plan)
     found = [
         flag("max-num-seqs", limit.max_num_seqs),
         flag("max-num-batched-tokens", max(limit.token_budget, limit.max_num_seqs)),
@@ -207,7 +212,7 @@ def _scheduler(plan: EnginePlan) -> list[Argument]:
     if limit.block_tokens % 16 == 0:
         found.append(flag("block-size", limit.block_tokens))
     if plan.kv_blocks:
-        found.append(flag("num-gpu-blocks-override", plan.kv_blocks))
+        found.append(flag("num-gpu-blocks-override", plan.kv_blocks // plan.dp))
     if plan.policy == "priority":
         found.append(flag("scheduling-policy", "priority"))
     return found
@@ -230,21 +235,14 @@ def _kv_transfer(role: Role, plan: EnginePlan) -> list[Argument]:
     return [("--kv-transfer-config", Expand(text) if "$" in text else text)]
 
 
-def _kind(tier: KvTier) -> str:
-    """``host``, ``drive`` or ``remote``, read off a tier's name."""
-    words = tier.name.lower()
-    if tier.shared or any(w in words for w in ("remote", "pool", "object", "s3")):
-        return "remote"
-    return "drive" if any(w in words for w in ("nvme", "ssd", "disk", "drive", "file")) else "host"
-
-
-def _speculation(spec: Speculation | None, plan: EnginePlan) -> list[Argument]:
+def _speculation(job: ServeJob, plan: EnginePlan) -> list[Argument]:
+    spec = plan.speculation
     if spec is None:
         return []
     most = max([spec.draft_tokens, *(gamma for _, gamma in spec.gamma_by_batch)])
     config: dict[str, Any] = {"method": "mtp" if spec.method == "mtp" else "draft_model", "num_speculative_tokens": most}
     if spec.gamma_by_batch:
-        config["num_speculative_tokens_per_batch_size"] = gamma_ranges(spec, limits(plan).max_num_seqs)
+        config["num_speculative_tokens_per_batch_size"] = gamma_ranges(spec, limits(job, plan).max_num_seqs)
     draft: list[Argument] = [("--spec-model", Expand("$DRAFT_MODEL"))] if spec.method == "chain" else []
     return [flag("speculative-config", to_flag(config)), *draft]
 
