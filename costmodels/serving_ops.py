@@ -196,18 +196,22 @@ def norms_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -
     return 2 * stream(8 * t * model.hidden) + stream(4 * t * heads * model.head_dim)
 
 
+GATHER_RANKS = 8
+"""Up to so many ranks engines gather tokens for the experts; over more, every rank would receive what few of its experts need."""
+
+
 def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, moe: bool) -> Array:
     """One layer's messages: an all-reduce after attention and after the FFN over tp; attention DP gathers tokens for the experts instead.
 
-    Inside one node the experts' tokens are gathered and their sums scattered; across nodes they go by all-to-all, one 8-bit copy per
-    expert out and one 16-bit copy back.
+    Inside one node of up to GATHER_RANKS the experts' tokens are gathered and their sums scattered; across nodes, and in larger domains
+    of fast links, they go by all-to-all, one 8-bit copy per expert out and one 16-bit copy back.
     """
     net, row = system.network, 2.0 * model.hidden
     total = tp_all_reduce_s(system, t * row, plan.tp)
     if not moe or plan.dp == 1:
         return 2 * total
     n = plan.tp * plan.dp
-    if n <= system.cluster.gpus_per_node:
+    if n <= min(system.cluster.gpus_per_node, GATHER_RANKS):
         return total + net.all_gather_s(t * plan.dp * row, n, 1) + net.reduce_scatter_s(t * plan.dp * row, n, 1)
     sent = t / plan.tp * model.top_k * model.hidden
     return total + net.all_to_all_s(sent, n, 1) + net.all_to_all_s(2 * sent, n, 1)
