@@ -12,6 +12,7 @@ from ..costmodels.experts import expert_share_read
 from ..costmodels.serving import Reach, step_times
 from ..costmodels.serving_ops import ServeSystem, serve_system
 from ..costmodels.split_choice import SplitChoice, choose_split
+from ..costmodels.step_times import PS, StepTimes
 from ..scenarios import registry
 from ..scenarios.errors import BadInput, UnknownName
 from ..scenarios.model import ModelSpec
@@ -30,7 +31,10 @@ CLIENTS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
 
 
 def decode_step_ms(case: Case) -> float:
-    """Milliseconds of a step of ``n_decodes`` sequences with ``kv_tokens`` cached each; over ``tokens_per_step`` where it yields more."""
+    """Milliseconds per token of a step of ``n_decodes`` sequences with ``kv_tokens`` cached each.
+
+    A speculating step checks ``checked_tokens`` a sequence and yields ``tokens_per_step`` of them.
+    """
     n, kv = int(case.numbers["n_decodes"]), int(case.numbers["kv_tokens"])
     return _step_ms(case, n, kv, 0) / case.numbers.get("tokens_per_step", 1.0)
 
@@ -60,10 +64,11 @@ def prefill_cost_ratio(case: Case) -> float:
 
 
 def prompt_tokens_per_s_per_gpu(case: Case) -> float:
-    """Prompt tokens per second and GPU of steps that each carry ``n_prompts`` whole prompts of ``kv_tokens``."""
-    n, kv = int(case.numbers["n_prompts"]), int(case.numbers["kv_tokens"])
-    seconds = _step_ms(case, 0, 1, kv, prompts=n) / 1e3
-    return n * kv / seconds / _serving(case).deployment.plan.n_gpus
+    """Prompt tokens per second and GPU of steps that carry ``n_prompts`` whole prompts of ``kv_tokens``, dealt over the dp ranks."""
+    n, kv, plan = int(case.numbers["n_prompts"]), int(case.numbers["kv_tokens"]), _serving(case).deployment.plan
+    times = _times(_serving(case), Reach(tokens=n * kv, chunk=kv, seqs=1))
+    seconds = (times.linear[n * kv] + times.decode[0] + -(-n // (plan.dp * plan.cp)) * times.prefill[kv]) / PS
+    return n * kv / seconds / plan.n_gpus
 
 
 def decode_tokens_per_s_per_gpu(case: Case) -> float:
@@ -168,14 +173,20 @@ def _system(side: Serving) -> ServeSystem:
     return serve_system(cluster, serving_engine(side.deployment.plan.engine))
 
 
-def _step_ms(case: Case, n_decodes: int, kv_tokens: int, chunk: int, past: int = 0, prompts: int = 1) -> float:
-    side = _serving(case)
+def _times(side: Serving, reach: Reach) -> StepTimes:
+    return step_times(_model(side), side.deployment.plan, _system(side), reach)
+
+
+def _step_ms(case: Case, n_decodes: int, kv_tokens: int, chunk: int, past: int = 0) -> float:
+    checked = round(case.numbers.get("checked_tokens", 1.0) * n_decodes)
     reach = Reach(
-        tokens=n_decodes + max(chunk, 1) * prompts, chunk=max(chunk, 1), seqs=max(n_decodes, 1), kv_low_tokens=max(kv_tokens / 2, 1),
+        tokens=max(checked, n_decodes) + max(chunk, 1), chunk=max(chunk, 1), seqs=max(n_decodes, 1), kv_low_tokens=max(kv_tokens / 2, 1),
         kv_high_tokens=max(kv_tokens, 2), past_tokens=max(past, 1024),
     )  # fmt: skip
-    times = step_times(_model(side), side.deployment.plan, _system(side), reach)
-    return times.step_ps(n_decodes, n_decodes * kv_tokens, [(chunk, past)] * prompts if chunk else []) / 1e9
+    times = _times(_serving(case), reach)
+    step = times.step_ps(n_decodes, n_decodes * kv_tokens, [(chunk, past)] if chunk else [])
+    extra = times.linear[checked] - times.linear[n_decodes] if checked > n_decodes else 0
+    return 1e3 * (step + extra) / PS
 
 
 def _run(side: Serving, log: bool = False) -> ServeResult:
