@@ -141,6 +141,8 @@ class SteppingReplica(Replica):
             began = len(joins) + (self.part >= 0) + len(self.wave)
             decoded = queries if decodes else 0
             self.log.add(self.now - dt, self.now, 1, decoded + asked, asked, n, began, batch.kv, len(self.waiting), self.free)
+        if self.controller is not None and self.controller.moving:
+            self.controller.watch(self.now, dt, bool(chunks))
         if decodes and n:
             self._decode(gamma, dt)
         for q in joins:
@@ -155,7 +157,7 @@ class SteppingReplica(Replica):
         if not batch.n or controller is None:
             return 0
         prompts = self._prompt_tokens() if controller.moving and self.policy.mixed else 0
-        return controller.choose(batch.n + self.pad, batch.n, batch.kv, prompts)
+        return controller.choose(batch.n + self.pad, batch.n, batch.kv, prompts, len(self.waiting) + (self.part >= 0))
 
     def _prompt_tokens(self) -> int:
         """Prompt tokens that the next step could carry, of the prompt under way and of those waiting (as far as the budget goes)."""
@@ -173,6 +175,8 @@ class SteppingReplica(Replica):
         chunks: list[tuple[int, int]] = []
         joins: list[int] = []
         extra = 0
+        if self.part < 0 and not self.waiting and not self.landed:
+            return chunks, joins, extra
         if self.part >= 0 and left > 0:
             c = min(self.rem, left)
             chunks.append((c, self.past))

@@ -15,9 +15,10 @@ from roofplan.sim.policies import Policy
 class Guesser:
     """What an engine needs to speculate: γ of a step, whether guess ``i`` of a request's step is right, and what it learns."""
 
-    choose: Callable[[int, int, int, int], int]
+    choose: Callable[[int, int, int, int, int], int]
     right: Callable[[int, int, int], bool]
-    learn: Callable[[list[int], int], None] = lambda runs, gamma: None
+    learn: Callable[[list[int], int], None]
+    watch: Callable[[int, int, bool], None]
 
 
 @dataclass
@@ -87,7 +88,8 @@ class NaiveStepping:
         gamma, extra = 0, 0
         if decoding and self.guesser:
             prompts = self.prompt_tokens() if p.mixed and not p.layer_tokens else 0
-            gamma = self.guesser.choose(len(decoding) + pads, len(decoding), sum(s.computed for s in decoding), prompts)
+            waiting = len(self.waiting) + (not p.layer_tokens and any(not s.decoding and not s.padding for s in self.running))
+            gamma = self.guesser.choose(len(decoding) + pads, len(decoding), sum(s.computed for s in decoding), prompts, waiting)
         if sum(self.growth(s, 1 + gamma * width) for s in decoding) > self.free():
             gamma = 0
         starved = False
@@ -150,7 +152,10 @@ class NaiveStepping:
             chunks = self.wave
             self.group += 1
 
+        before = self.now
         self.now += extra + self.time(chunks, decoding if p.mixed or not chunks else [], pads, gamma)
+        if self.guesser:
+            self.guesser.watch(self.now, self.now - before, bool(chunks))
         self.n_steps += 1
         if not chunks:
             self.open = p.refill

@@ -115,7 +115,10 @@ def test_speculation_equals_a_token_by_token_engine(
         return int(draws.runs(np.array([q]), np.array([step]))[0])
 
     other = Controller(spec, verify, seats, limits.budget)
-    guesser = Guesser(other.choose, lambda q, step, i: i < run(q, step), lambda runs, g: other.learn(np.array(runs), g) if other.moving else None)
+    guesser = Guesser(
+        other.choose, lambda q, step, i: i < run(q, step),
+        lambda runs, g: other.learn(np.array(runs), g) if other.moving else None, other.watch if other.moving else lambda *_: None,
+    )  # fmt: skip
     slow = NaiveStepping(seqs_of(rows, requests), verify, policy, limits, guesser, n_layers=3)
     slow.run()
     same(requests, engine, slow.seqs, slow)
