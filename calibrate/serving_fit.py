@@ -3,55 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..scenarios import registry
 from ..scenarios.errors import BadInput
-from ..scenarios.serving import ServingEngine, serving_engine
+from ..scenarios.serving import Floats64, ServingEngine, serving_engine
 from .serving_points import ServePoint
 from .serving_predict import predict
 from .validate_serving import is_fit_row
 
-STEP_CPU_S = (0.0, 0.0003, 0.0006, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008)
-SEQUENCE_CPU_S = (0.0, 1e-6, 5e-6, 1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 6e-5)
-KERNEL_FRAC = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
-MAX_ROWS = 60
-MAX_TP = 2
-"""Rows of wider replicas would let the price of messages steer the host constants."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """A constant to fit: the values tried, and the step by which its effect is measured."""
+
+    field: str
+    values: tuple[float, ...]
+    step: float
+
+
+STEP_KNOBS = (
+    Knob(field="step_cpu_s", values=tuple(2e-4 * i for i in range(41)), step=1e-3),
+    Knob(field="sequence_cpu_s", values=(0.0, *(2e-6 * i for i in range(1, 41))), step=1e-5),
+    Knob(field="kernel_frac", values=tuple(0.8 + 0.02 * i for i in range(26)), step=0.1),
+)
+"""What moves TPOT and throughput."""
+DOOR_KNOBS = (
+    Knob(field="request_cpu_s", values=tuple(2e-3 * i for i in range(41)), step=5e-3),
+    Knob(field="frontend_cpu_s", values=tuple(2.5e-4 * i for i in range(33)), step=1e-3),
+    Knob(field="launch_s", values=tuple(2.5e-6 * i for i in range(2, 25)), step=1e-5),
+)
+"""What moves TTFT."""
+MAX_ROWS = 48
+FEW = 8
+ROUNDS = 3
 CUT = 0.3
+DOOR_CUT = 0.7
 """A row further off than this has another cause than host time (speculation, an unknown layout) and must not steer the fit."""
 MEASURED_GPUS = ("a100-80gb-sxm", "h100-sxm", "h200", "b200")
 """Cards with kernel measurements of their own: on others an engine constant would absorb the error of the transfer."""
 
 
 def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, dict[str, float]]:
-    """The engine's profile with ``step_cpu_s``, ``sequence_cpu_s``, ``kernel_frac``, ``request_cpu_s`` fitted, and how it went.
+    """The engine's profile with its host constants and ``kernel_frac`` fitted, and how it went.
 
-    The first three by coordinate descent on the mean |log(predicted/published)|, cut at CUT, of TPOT and throughput;
-    ``request_cpu_s`` is the 25th percentile of published less predicted TTFT (queueing only adds) at up to 16 clients
-    with prompts up to 1,024 tokens, where little else counts; at least 0. Raises BadInput when no row fits.
+    First STEP_KNOBS on the mean |log(predicted/published)| of TPOT and throughput, cut at CUT; then DOOR_KNOBS on that of TTFT, cut at
+    DOOR_CUT. The former uses dense models where there are FEW or more rows of them: the price of experts has errors of its own. Each
+    round measures how the rows answer to a step of each knob, finds the best values if they answered in proportion, and keeps them if
+    the simulated rows agree. Raises BadInput when no row fits.
     """
-    rows = [p for p in points if p.plan.engine == name and is_fit_row(p) and p.gpu in MEASURED_GPUS and p.plan.tp <= MAX_TP]
+    rows = [p for p in points if p.plan.engine == name and is_fit_row(p) and p.gpu in MEASURED_GPUS]
     step = max(1, len(rows) // MAX_ROWS)
     rows = [p for p in rows[::step] if _runs(p)]
     if not rows:
         raise BadInput(f"no measured point of engine {name} is in the fitting fifth")
-    best = replace(serving_engine(name), request_cpu_s=0.0)
-    before = score = _error(rows, best)
-    grid = {"step_cpu_s": STEP_CPU_S, "sequence_cpu_s": SEQUENCE_CPU_S, "kernel_frac": KERNEL_FRAC}
-    for _ in range(2):
-        for field, values in grid.items():
-            for value in values:
-                candidate = replace(best, **{field: value})  # type: ignore[arg-type]
-                found = _error(rows, candidate)
-                if found < score - 1e-6:
-                    best, score = candidate, found
-    bench = [p for p in rows if "ttft_s" in p.measured and p.lengths_low_frac < 1 and p.concurrency <= 16 and p.isl <= 1024]
-    waits = [p.measured["ttft_s"] - predict(p, best)["ttft_s"] for p in bench]
-    if waits:
-        best = replace(best, request_cpu_s=max(0.0, float(np.quantile(waits, 0.25))))
-    return best, {"n_rows": len(rows), "mean_log_error_before": before, "mean_log_error": score}
+    best, how = serving_engine(name), {}
+    for label, knobs, doors in (("", STEP_KNOBS, False), ("_ttft", DOOR_KNOBS, True)):
+        used = [p for p in rows if any(m.startswith("ttft") == doors for m in p.measured)]
+        dense = [p for p in used if not registry.model(p.model).n_experts]
+        used = dense if len(dense) >= FEW and not doors else used
+        if used:
+            best, before, after = _descend(used, best, knobs, doors)
+            how |= {f"n_rows{label}": len(used), f"mean_log_error{label}_before": before, f"mean_log_error{label}": after}
+    return best, how
+
+
+def _descend(rows: Sequence[ServePoint], engine: ServingEngine, knobs: Sequence[Knob], doors: bool) -> tuple[ServingEngine, float, float]:
+    cut = DOOR_CUT if doors else CUT
+    wanted = np.array([v for p in rows for _, v in _wanted(p, doors)])
+    best, found = engine, _answers(rows, engine, doors)
+    before = score = _error(found, wanted, cut)
+    for _ in range(ROUNDS):
+        slopes = [(_answers(rows, replace(best, **{k.field: getattr(best, k.field) + k.step}), doors) - found) / k.step for k in knobs]
+        values = _proportional(best, found, slopes, wanted, knobs, cut)
+        candidate = replace(best, **values)  # type: ignore[arg-type]
+        answers = _answers(rows, candidate, doors)
+        if _error(answers, wanted, cut) >= score - 1e-4:
+            break
+        best, found, score = candidate, answers, _error(answers, wanted, cut)
+    return best, before, score
+
+
+def _proportional(
+    engine: ServingEngine, found: Floats64, slopes: Sequence[Floats64], wanted: Floats64, knobs: Sequence[Knob], cut: float
+) -> dict[str, float]:
+    """Coordinate descent over all knob values on ``found + Σ slope·change``."""
+    at = {k.field: float(getattr(engine, k.field)) for k in knobs}
+    start = dict(at)
+    for _ in range(10):
+        for knob, slope in zip(knobs, slopes, strict=True):
+            others = found + sum(
+                (s * (at[k.field] - start[k.field]) for k, s in zip(knobs, slopes, strict=True) if k is not knob), np.zeros_like(found)
+            )
+            tried = [at[knob.field], *knob.values]
+            errors = [_error(others + slope * (v - start[knob.field]), wanted, cut) for v in tried]
+            at[knob.field] = tried[int(np.argmin(errors))]
+    return at
 
 
 def _runs(point: ServePoint) -> bool:
@@ -62,9 +110,16 @@ def _runs(point: ServePoint) -> bool:
     return True
 
 
-def _error(rows: Sequence[ServePoint], engine: ServingEngine) -> float:
-    errors = []
-    for point in rows:
-        found = predict(point, engine)
-        errors += [min(CUT, abs(np.log(found[m] / v))) for m, v in point.measured.items() if m in found and not m.startswith("ttft")]
-    return float(np.mean(errors)) if errors else 0.0
+def _wanted(point: ServePoint, doors: bool) -> list[tuple[str, float]]:
+    return [(m, v) for m, v in point.measured.items() if m.startswith("ttft") == doors]
+
+
+def _answers(rows: Sequence[ServePoint], engine: ServingEngine, doors: bool) -> Floats64:
+    """Each wanted metric of the rows as simulated."""
+    answers = [(point, predict(point, engine)) for point in rows]
+    return np.array([found[m] for point, found in answers for m, _ in _wanted(point, doors)])
+
+
+def _error(found: Floats64, wanted: Floats64, cut: float) -> float:
+    """Mean |log(found/wanted)|, each cut."""
+    return float(np.mean(np.minimum(np.abs(np.log(np.maximum(found, 1e-12) / wanted)), cut)))

@@ -131,10 +131,7 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         raise Unusable("disaggregated rows lack worker counts")
     model = model_name(str(row["model"]))
     moe = registry.model(model).n_experts > 0
-    tp, dp = _int(row, "tp_size", 1), max(_int(row, "attention_dp_size", 1), 1)
-    moe_tp, ep = _int(row, "moe_tp_size", 1), _int(row, "moe_ep_size", 1)
-    if tp > 8 or (moe and moe_tp * ep != tp * dp):
-        raise Unusable("tp_size carries tp·ep in this row: the layout is not known")
+    tp, dp, ep = _layout(row, moe)
     if not _int(row, "concurrency"):
         raise Unusable("concurrency is not given")
     label = str(row["model"])
@@ -159,6 +156,26 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         recipe=recipe,
         measured={"ttft_s": float(row["ttft_ms"]) / 1e3, "tpot_s": float(row["tpot_ms"]) / 1e3},
     )
+
+
+NODE_GPUS = 8
+
+
+def _layout(row: Mapping[str, Any], moe: bool) -> tuple[int, int, int]:
+    """(tp, attention dp, ep) of a one-node run. Unusable where the columns contradict each other.
+
+    Rows with expert parallelism may carry ``tp·ep`` as tp, or ``dp·ep`` as attention dp, and moe_tp = ep (tp 64, ep 8 on eight GPUs); or
+    the node's width as both tp and attention dp, and their product as ep (tp 4, dp 4, ep 16 on four GPUs).
+    """
+    tp, dp = _int(row, "tp_size", 1), max(_int(row, "attention_dp_size", 1), 1)
+    moe_tp, ep = max(_int(row, "moe_tp_size", 1), 1), max(_int(row, "moe_ep_size", 1), 1)
+    if moe and tp * dp > NODE_GPUS and moe_tp == ep and ep * ep == tp * dp and 1 in (tp, dp):
+        return (ep, 1, ep) if dp == 1 else (1, ep, ep)
+    if moe and dp > 1 and tp == dp and (moe_tp, ep) == (1, tp * dp):
+        return 1, dp, dp
+    if tp * dp > NODE_GPUS or (moe and moe_tp * ep != tp * dp):
+        raise Unusable(f"tp={tp}, attention dp={dp}, moe tp={moe_tp}, ep={ep} are not a layout of one node")
+    return tp, dp, ep
 
 
 def _launched(
@@ -188,7 +205,7 @@ def _launched(
     plan = EnginePlan(
         tp=tp,
         dp=dp,
-        ep=max(ep, 1),
+        ep=ep,
         weight_dtype=dtype,
         expert_dtype=experts,
         kv_dtype=recipe.kv_dtype or _kv(dtype, engine),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
-from ..costmodels.serving_ops import serve_system
+from ..costmodels.serving_ops import ServeSystem, serve_system
 from ..scenarios import registry
 from ..scenarios.serving import Floats64, ServeWorkload, ServingEngine, serving_engine
 from ..sim.arrivals import OUTPUT_STREAM, PROMPT_STREAM, uniform_lengths
@@ -35,12 +36,12 @@ def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str,
     output = uniform_lengths(n, max(1, round(point.osl * low)), point.osl, stream=OUTPUT_STREAM)
     work = ServeWorkload(arrival_s=np.zeros(n), prompt_tokens=prompt, output_tokens=output)
     engine = point.engine_of(engine or serving_engine(point.plan.engine))
-    seats = min(per_replica, point.plan.max_num_seqs or per_replica)
-    plan = replace(point.plan, max_num_seqs=seats) if point.concurrency else point.plan
-    model, cluster = registry.model(point.model), registry.cluster(point.gpu, point.plan.n_gpus)
     if not looped:  # the engine is called in its own process
         engine = replace(engine, request_cpu_s=0.0, frontend_cpu_s=0.0)
-    kind = replica_model(model, plan, serve_system(cluster, engine), work)
+    seats = min(per_replica, point.plan.max_num_seqs or per_replica)
+    plan = replace(point.plan, max_num_seqs=seats) if point.concurrency else point.plan
+    model, system = registry.model(point.model), replace(_system(point.gpu, point.plan.n_gpus), engine=engine)
+    kind = replica_model(model, plan, system, work)
     run = closed_loop(kind, plan, engine, work, per_replica, point.recipe)
     sent, first, finish, end = run.sent_s, run.first_s, run.finish_s, run.end_s
     served = np.isfinite(finish)
@@ -50,6 +51,12 @@ def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str,
         "output_tokens_per_s_per_gpu": float(rate * output[served].sum()),
         "total_tokens_per_s_per_gpu": float(rate * (output + prompt)[served].sum()),
     }
+
+
+@cache
+def _system(gpu: str, n_gpus: int) -> ServeSystem:
+    """The card and links of a replica, whose curves are unpacked once."""
+    return serve_system(registry.cluster(gpu, n_gpus), serving_engine("vllm"))
 
 
 def _latencies(sent: Floats64, first: Floats64, finish: Floats64, output: Floats64) -> dict[str, float]:

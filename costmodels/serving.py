@@ -42,7 +42,7 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     """
     sizes = _grid(reach.tokens)
     linear = layers_s(model, spread(plan), system, _padded(sizes, system.engine.graph_tokens)) * system.engine.kernel_frac
-    eager = system.engine.launch_s * system.engine.kernels_per_layer * model.n_layers
+    eager = system.engine.launch_s * launched_kernels(model, system.engine.kernels_per_layer)
     linear = np.where(sizes > max(system.engine.graph_tokens, default=0), np.maximum(linear, eager), linear)
     all_linear = np.interp(np.arange(reach.tokens + 1), sizes, linear)
     all_linear[0] = 0.0
@@ -77,6 +77,17 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         prefill_slope=_ps(prefill_slope),
         swap=round(float(system.roofline.host_copy_s(block_bytes)) * PS),
     )
+
+
+LATENT_KERNELS = 10
+EXPERT_KERNELS = 12
+"""Kernels that latent attention and routed experts add to a layer launched one by one (low-rank products, their norms and head-wise
+products; router, top-k, sort, quantisation, two grouped products, combination, shared expert). Assumed: counted from the layers' steps."""
+
+
+def launched_kernels(model: ModelSpec, per_layer: int) -> int:
+    """Kernels of one eager step: ``per_layer`` of a dense layer, more with latent attention and in MoE layers."""
+    return model.n_layers * (per_layer + LATENT_KERNELS * model.is_mla) + model.n_moe_layers * EXPERT_KERNELS
 
 
 def _grid(largest: int) -> Array:
