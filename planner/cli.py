@@ -16,7 +16,7 @@ from .command import FAILED, OK, run
 from .decide import Decision, decide
 from .engines import ENGINES
 
-SERVE_ONLY = ("isl", "osl", "trace", "rate", "concurrency", "ttft", "tpot")
+SERVE_ONLY = ("isl", "osl", "trace", "rate", "concurrency", "ttft", "tpot", "engine", "speculation", "rope_scaling")
 
 
 class Seq(click.ParamType):  # type: ignore[type-arg]
@@ -77,7 +77,7 @@ def scenario_flags(command: Any) -> Any:
         click.option("--gpu", help="GPU; see `roofplan gpus`.  [default: h100-sxm]"),
         click.option("--cluster", help="Cluster by name, instead of the GPU's default one."),
         click.option("--gpus-per-node", type=int, help="GPUs of a node, if not the cluster's own."),
-        click.option("--objective", type=click.Choice(OBJECTIVES), help="What to minimise or stretch.  [default: time]"),
+        click.option("--objective", type=click.Choice([*OBJECTIVES, "latency"]), help="What to minimise or stretch.  [default: time]"),
         click.option("--allow", multiple=True, help="Accept less than lossless: quant, lossy:<points>, retrain. Repeatable."),
         click.option("--global-batch", type=int, help="Sequences of a step.  [default: about 4 Mi tokens, 1,024 a GPU if that is more]"),
         click.option("--micro-batch", type=int, help="Sequences of a micro-batch.  [default: searched]"),
@@ -109,8 +109,11 @@ def scenario_flags(command: Any) -> Any:
 @click.option("--rate", help="Serving: requests a second that must be carried.")
 @click.option("--ttft", help="Serving: promised time to first token, like 2s.")
 @click.option("--tpot", help="Serving: promised time per output token, like 30ms.")
-@click.option("--trace", hidden=True)
-@click.option("--concurrency", hidden=True)
+@click.option("--trace", help="Serving: a request trace to replay (Azure, Mooncake, BurstGPT, Vidur, vLLM, guidellm); --rate re-times it.")
+@click.option("--concurrency", help="Serving: clients that each wait for their answer, instead of --rate.")
+@click.option("--engine", help="Serving: engine profile: vllm, sglang, trtllm.  [default: vllm]")
+@click.option("--speculation", help="Serving: METHOD:GUESSES:ACCEPTANCE, like mtp:1:0.85, tried beside plain decoding.")
+@click.option("--rope-scaling", help="Serving: stretch the model's positions for a longer context, like yarn:4.")
 def plan(scenario_file: str | None, json_to: str | None, out: str | None, **flags: Any) -> int:
     """Rank the ways to train or serve a model on a cluster, say why the best one wins, and write the files that run it."""
     flags["allow"] = split_allow(flags["allow"])
@@ -121,7 +124,7 @@ def plan(scenario_file: str | None, json_to: str | None, out: str | None, **flag
     serving = [name for name in SERVE_ONLY if flags.pop(name) is not None]
     scenario = read_scenario(Path(scenario_file) if scenario_file else None, flags)
     if serving and scenario.task == "train":
-        raise BadInput(f"--{serving[0]} belongs to --task serve; add that, or drop it to plan training")
+        raise BadInput(f"--{serving[0].replace('_', '-')} belongs to --task serve; add that, or drop it to plan training")
     decision = decide(scenario, progress=progress(quiet=json_to == "-"))
     answer = as_answer(decision)
     written = write_out(decision, answer, out) if out and decision.choices else 0

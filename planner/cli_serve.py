@@ -1,182 +1,163 @@
-"""``plan --task serve``: the layouts that carry most requests within the promised latencies, as a table and as JSON."""
+"""``plan --task serve``: the fleets that carry most requests within the promised latencies, as a table, as JSON and as a folder."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ..scenarios import registry
-from ..scenarios.calibration import load_calibration
+from ..scenarios.calibration import Calibration, read_calibration
 from ..scenarios.errors import BadInput
+from ..scenarios.hardware import Cluster
+from ..scenarios.load import by_name
+from ..scenarios.serving import serving_engine
+from ..scenarios.serving_text import read_speculation
 from ..scenarios.units import parse_quantity, parse_tokens
 from ..sim.serving_metrics import Slo
+from ..sim.traces import read_trace
 from .answer import write_json
 from .command import FAILED, OK
-from .serve_search import ServeAsk, ServeChoice, ServeDecision, plan_serving
+from .serve_advice import nearest_changes
+from .serve_answer import as_json
+from .serve_ask import ServeAsk, own_rate_per_s, read_rope_scaling
+from .serve_report import print_report
+from .serve_search import ServeDecision, plan_serving
 
 OWN_FLAGS = (
-    "model",
-    "gpu",
-    "cluster",
-    "gpus_per_node",
-    "n_gpus",
-    "task",
-    "isl",
-    "osl",
-    "ttft",
-    "tpot",
-    "rate",
-    "allow",
-    "top",
-    "trace",
-    "concurrency",
-)
-LAYOUT = ("tp", "pp", "dp", "ep", "weight_dtype", "kv_dtype", "token_budget", "max_num_seqs")
-"""Fields of the engine plan that the JSON form names as the layout."""
+    "model", "gpu", "cluster", "gpus_per_node", "n_gpus", "task", "isl", "osl", "ttft", "tpot", "rate", "allow", "top", "trace",
+    "concurrency", "objective", "out", "calibration", "price_usd_per_h", "host_ram_bytes", "rope_scaling", "speculation", "engine",
+)  # fmt: skip
+FLAG_NAMES = {
+    "n_gpus": "gpus",
+    "seq_tokens": "seq",
+    "price_usd_per_h": "price",
+    "host_ram_bytes": "host-ram",
+    "memory_margin_frac": "memory-margin",
+}
+MOST_GPUS = 65_536
+"""Without --gpus the search for the fewest GPUs goes no further."""
 
 
 def plan_serve(flags: Mapping[str, Any], json_to: str | None) -> int:
-    """Plan serving from the flags of ``plan``: model, gpu or cluster, n_gpus, isl, osl, ttft, tpot, rate, allow, top.
+    """Plan serving from the flags of ``plan``; without ``n_gpus`` the fewest GPUs that carry ``rate`` are looked for.
 
-    Exit code 1 when no layout keeps the promises (at ``rate``, where it is given). Raises BadInput for what cannot be used.
+    Exit code 1 when no fleet keeps the promises (at ``rate``, where it is given). Raises BadInput for what cannot be used.
     """
     started = time.perf_counter()
     ask = read_ask(flags)
-    rate = _rate(flags.get("rate"))
-    decision = plan_serving(ask, flags.get("top") or 5)
-    kept = [c for c in decision.choices if c.goodput_per_s >= rate]
-    data = as_json(ask, decision, kept, rate, time.perf_counter() - started)
+    calibration = _calibration(flags)
+    top = flags.get("top") or 5
+    ask, decision = (ask, plan_serving(ask, top, calibration)) if flags.get("n_gpus") else _grown(ask, top, calibration)
+    kept = [c for c in decision.choices if c.goodput_per_s >= ask.rate_per_s * (1 - 1e-9)]
+    nearest = [] if kept else nearest_changes(ask, decision)
+    data = as_json(ask, decision, kept, nearest, time.perf_counter() - started)
+    written = _write_out(ask, decision, data, flags["out"]) if flags.get("out") and kept else 0
     if json_to:
         write_json(data, json_to)
     if json_to != "-":
-        show(data)
+        print_report(data, Console())
+        if written:
+            print(f"Wrote {written} files to {flags['out']}.")
     return OK if kept else FAILED
+
+
+def _grown(ask: ServeAsk, top: int, calibration: Calibration | None) -> tuple[ServeAsk, ServeDecision]:
+    """A search on the fewest whole nodes that carry the rate: doubled until something fits, then what its goodput says is needed."""
+    node = ask.cluster.gpus_per_node
+    n = node
+    while True:
+        grown = dataclasses.replace(ask, cluster=ask.cluster.with_gpus(n))
+        decision = plan_serving(grown, top, calibration)
+        if any(c.goodput_per_s >= ask.rate_per_s for c in decision.choices) or n * 2 > MOST_GPUS:
+            return grown, decision
+        best = max((c.goodput_per_s for c in decision.choices), default=0.0)
+        n = min(max(2 * n, math.ceil(n / node * ask.rate_per_s / best) * node) if best else 2 * n, MOST_GPUS)
 
 
 def read_ask(flags: Mapping[str, Any]) -> ServeAsk:
     """The question in the flags; BadInput names the flag that is missing or does not belong."""
-    for name in ("model", "n_gpus", "isl", "osl"):
-        if not flags.get(name):
-            raise BadInput(f"--task serve needs --{name.replace('n_gpus', 'gpus')}")
-    foreign = [name for name, value in flags.items() if value is not None and name not in OWN_FLAGS]
+    if not flags.get("model"):
+        raise BadInput("--task serve needs --model")
+    foreign = [name for name, value in flags.items() if value is not None and value != () and name not in OWN_FLAGS]
     if foreign:
-        raise BadInput(f"--{foreign[0].replace('_', '-')} is for training and is not used by plan --task serve; drop it")
-    for name in ("trace", "concurrency"):
-        if flags.get(name):
-            raise BadInput(
-                f"--{name} is not used by plan --task serve; give --isl and --osl here, and replay a trace with roofplan simulate"
-            )
-    cluster = registry.cluster(flags.get("cluster") or flags.get("gpu") or "h100-sxm", flags["n_gpus"], flags.get("gpus_per_node"))
+        name = FLAG_NAMES.get(foreign[0], foreign[0].replace("_", "-"))
+        cure = "give --isl and --osl instead" if name == "seq" else "drop it"
+        raise BadInput(f"--{name} is for training and is not used by plan --task serve; {cure}")
+    _check_given(flags)
+    trace = read_trace(Path(flags["trace"])) if flags.get("trace") else None
+    rate = _positive(flags.get("rate"), "rate", "requests a second", whole=False)
+    clients = _positive(flags.get("concurrency"), "concurrency", "clients", whole=True)
+    if trace is not None and not rate and not clients:
+        rate = own_rate_per_s(trace)
     slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot") if flags.get(name)})
+    cluster = _cluster(flags)
     return ServeAsk(
-        model=registry.model(flags["model"]),
-        gpu=registry.accelerator(cluster.gpu),
-        cluster=cluster,
-        prompt_tokens=parse_tokens(flags["isl"]),
-        output_tokens=parse_tokens(flags["osl"]),
-        slo=slo,
-        allow_quant="quant" in (flags.get("allow") or ()),
-    )
+        model=registry.model(flags["model"]), gpu=registry.accelerator(cluster.gpu), cluster=cluster,
+        prompt_tokens=parse_tokens(flags["isl"]) if trace is None else round(float(trace.prompt_tokens.mean())),
+        output_tokens=parse_tokens(flags["osl"]) if trace is None else max(round(float(trace.output_tokens.mean())), 1),
+        slo=slo, objective=flags.get("objective") or ("throughput" if flags.get("n_gpus") else "cost"), rate_per_s=rate,
+        concurrency=int(clients), trace=trace,
+        keep_arrivals=trace is not None and not flags.get("rate"), allow_quant=_quant(flags.get("allow") or ()),
+        engine=serving_engine(flags.get("engine") or "vllm").name,
+        speculation=read_speculation(flags["speculation"]) if flags.get("speculation") else None,
+        rope=read_rope_scaling(flags["rope_scaling"]) if flags.get("rope_scaling") else None,
+    )  # fmt: skip
 
 
-def _rate(text: str | None) -> float:
+def _check_given(flags: Mapping[str, Any]) -> None:
+    """What the requests are is said once, and either the GPUs or the rate they must carry."""
+    if flags.get("trace") and (flags.get("isl") or flags.get("osl")):
+        raise BadInput("--trace and --isl/--osl both say what the requests are; give one of them")
+    for name in ("isl", "osl"):
+        if not flags.get("trace") and not flags.get(name):
+            raise BadInput(f"--task serve needs --{name}, or --trace FILE")
+    if not flags.get("n_gpus") and not flags.get("rate"):
+        raise BadInput("--task serve needs --gpus, or --rate to find the fewest GPUs that carry it")
+
+
+def _cluster(flags: Mapping[str, Any]) -> Cluster:
+    name, per_node = flags.get("cluster") or flags.get("gpu") or "h100-sxm", flags.get("gpus_per_node")
+    node = per_node or by_name(Cluster, "clusters", registry.cluster(name, 1).name, "cluster").gpus_per_node
+    cluster = registry.cluster(name, flags.get("n_gpus") or node, per_node)
+    changes: dict[str, Any] = {}
+    if flags.get("price_usd_per_h"):
+        changes["on_demand_usd_per_h"] = flags["price_usd_per_h"]
+    if flags.get("host_ram_bytes"):
+        changes["host_ram_bytes"] = flags["host_ram_bytes"]
+    return dataclasses.replace(cluster, **changes)
+
+
+def _quant(words: tuple[str, ...]) -> bool:
+    for word in words:
+        if word != "quant":
+            raise BadInput(f"--allow {word} has no use with --task serve, which searches nothing lossy but number formats; legal: quant")
+    return bool(words)
+
+
+def _calibration(flags: Mapping[str, Any]) -> Calibration | None:
+    return read_calibration(Path(flags["calibration"])) if flags.get("calibration") else None
+
+
+def _positive(text: str | None, flag: str, unit: str, *, whole: bool) -> float:
     if text is None:
         return 0.0
     try:
-        rate = float(text)
+        number = float(text)
     except ValueError:
-        rate = -1.0
-    if not 0 < rate < 1e9:
-        raise BadInput(f"--rate {text} must be a number of requests a second, more than 0")
-    return rate
+        number = -1.0
+    if not 0 < number < 1e9 or (whole and number != int(number)):
+        raise BadInput(f"--{flag} {text} must be a {'whole ' if whole else ''}number of {unit}, more than 0")
+    return number
 
 
-def as_json(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice], rate: float, wall_s: float) -> dict[str, Any]:
-    """The stable JSON form; ``binding_limit`` is what felled most layouts when none is left."""
-    rejected: list[dict[str, Any]] = [{"reason": reason, "count": n, "example": example} for reason, n, example in decision.rejected]
-    if len(kept) < len(decision.choices):
-        best = decision.choices[0].goodput_per_s
-        n = len(decision.choices) - len(kept)
-        rejected.append({"reason": "rate", "count": n, "example": f"the best carries {best:.4g} of {rate:.4g} requests/s"})
-    promised = {name: value if (value := getattr(ask.slo, name)) < float("inf") else None for name in ("ttft_s", "tpot_s")}
-    return {
-        "scenario": {
-            "task": "serve",
-            "model": ask.model.name,
-            "gpu": ask.gpu.name,
-            "n_gpus": ask.cluster.n_gpus,
-            "isl_tokens": ask.prompt_tokens,
-            "osl_tokens": ask.output_tokens,
-            **promised,
-            "rate_per_s": rate or None,
-        },
-        "plans": [_plan(ask, rank, choice, rate) for rank, choice in enumerate(kept, 1)],
-        "rejected": rejected,
-        "binding_limit": None if kept else max(rejected, key=lambda r: r["count"])["reason"] if rejected else "layouts",
-        "solver": {
-            "name": "closed-form bound, then bisection of the rate in the simulator",
-            "n_candidates": decision.n_candidates,
-            "n_simulated": decision.n_simulated,
-            "wall_s": wall_s,
-        },
-        "provenance": {"calibration": load_calibration(ask.gpu).transferred_from or ask.gpu.name, "engine": ask.engine},
-    }
+def _write_out(ask: ServeAsk, decision: ServeDecision, data: dict[str, Any], folder: str) -> int:
+    """The folder that runs the winner, with the answer; the number of files."""
+    from .serve_export import export
 
-
-def _plan(ask: ServeAsk, rank: int, choice: ServeChoice, rate: float) -> dict[str, Any]:
-    plan, memory = choice.plan, choice.memory
-    mixed = {"mixed": choice.n_replicas}
-    split = {"prefill": choice.n_prefill, "decode": choice.n_replicas - choice.n_prefill}
-    needed = -(-rate * choice.n_replicas // choice.goodput_per_s) * plan.n_gpus if rate and not choice.n_prefill else None
-    return {
-        "rank": rank,
-        "layout": {name: getattr(plan, name) for name in LAYOUT},
-        "pools": split if choice.n_prefill else mixed,
-        "goodput_per_s": choice.goodput_per_s,
-        "bound_per_s": choice.bound_per_s,
-        "ttft_s": choice.ttft_s,
-        "tpot_s": choice.tpot_s,
-        "output_tokens_per_s_per_gpu": choice.output_tokens_per_s_per_gpu,
-        "n_gpus_for_rate": None if needed is None else int(needed),
-        "memory": {
-            "weights_bytes": memory.weights_bytes,
-            "activations_bytes": memory.activations_bytes,
-            "context_bytes": memory.context_bytes,
-            "kv_bytes": memory.kv_bytes,
-            "limit_bytes": memory.limit_bytes,
-        },
-        "cost_usd_per_mtoken": choice.usd_per_mtoken,
-    }
-
-
-def show(data: dict[str, Any]) -> None:
-    """The ranked table, or why nothing fits."""
-    asked, console = data["scenario"], Console()
-    title = f"{asked['model']} on {asked['n_gpus']} x {asked['gpu']}, {asked['isl_tokens']:,} in, {asked['osl_tokens']:,} out"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for name in ("#", "layout", "step", "pools", "req/s", "TTFT ms", "TPOT ms", "tok/s/GPU", "USD/Mtok"):
-        table.add_column(name, justify="left" if name in ("layout", "pools") else "right", no_wrap=True)
-    for plan in data["plans"]:
-        layout, pools = plan["layout"], plan["pools"]
-        experts = f" ep{layout['ep']}" if layout["ep"] > 1 else ""
-        table.add_row(
-            str(plan["rank"]),
-            f"tp{layout['tp']}{experts} {layout['weight_dtype']}/{layout['kv_dtype']}",
-            str(layout["token_budget"]),
-            str(pools["mixed"]) if "mixed" in pools else f"{pools['prefill']}P+{pools['decode']}D",
-            f"{plan['goodput_per_s']:.4g}",
-            f"{plan['ttft_s'] * 1e3:.0f}",
-            f"{plan['tpot_s'] * 1e3:.1f}",
-            f"{plan['output_tokens_per_s_per_gpu']:,.0f}",
-            f"{plan['cost_usd_per_mtoken']:.3g}",
-        )
-    if data["plans"]:
-        console.print(table)
-    else:
-        console.print(f"{title}: no layout keeps the promises; most fall to: {data['binding_limit']}", soft_wrap=True)
-    for row in data["rejected"]:
-        console.print(f"left out, {row['reason']} ({row['count']}): {row['example']}", highlight=False, markup=False, soft_wrap=True)
+    return len(export(ask, decision, data, Path(folder)))

@@ -1,0 +1,167 @@
+"""Closed-form limits of one serving replica: rates no schedule can exceed and latencies none can go below.
+
+A step with ``n`` decodes and ``t`` tokens takes at least ``linear[t] + decode[n] + slope·kv``. For any price ``p`` of a prompt token and
+any credit ``m`` a step, ``d = min_n (min_t(linear[t] − p·t) + p·n + decode[n] − m)/n`` is a price of a decoded token that no step
+undercuts, so a request of ``u`` prompt and ``a`` decoded tokens takes ``p·u + d·a + m·a/n̄`` or more of the GPU, where ``n̄`` is the
+largest mean batch the KV pool, the seats and the promised time per token leave. The best of many (p, m) is the bound: weak duality of
+the linear program over step shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..costmodels.step_times import PS, StepTimes
+from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload
+from ..sim.engine import Limits
+from ..sim.replica_kind import ReplicaModel
+from ..sim.serving_metrics import Slo
+
+ATTAIN_FRAC = 0.95
+"""Share of requests that must keep the promised latencies at the goodput."""
+PRICES = np.linspace(0, 1, 11)
+CREDITS = np.linspace(0, 0.95, 12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Requests a second one replica cannot exceed by role, and least mean latencies; ``why`` names the promise it cannot keep, or ''."""
+
+    mixed_per_s: float = 0.0
+    prefill_per_s: float = 0.0
+    decode_per_s: float = 0.0
+    ttft_s: float = 0.0
+    tpot_s: float = 0.0
+    e2e_s: float = 0.0
+    mean_batch: float = 0.0
+    why: str = ""
+
+
+class Load:
+    """Lengths of a sample of requests as arrays, and what a cache that never forgets would save of their prompts."""
+
+    def __init__(self, work: ServeWorkload) -> None:
+        self.work = work
+        self.prompt: Floats64 = work.prompt_tokens.astype(np.float64)
+        self.steps: Floats64 = work.output_tokens.astype(np.float64) - 1
+
+    @cached_property
+    def uncached(self) -> Floats64:
+        """Prompt tokens of each request that no earlier request named; at least the last one is always computed."""
+        starts, ids = self.work.block_starts, self.work.block_ids
+        if not len(starts):
+            return self.prompt
+        new = np.zeros(len(ids))
+        new[np.unique(ids, return_index=True)[1]] = 1
+        seen = np.diff(starts) - np.diff(np.concatenate([[0.0], np.cumsum(new)])[starts])
+        return np.maximum(self.prompt - seen * self.work.block_id_tokens, 1.0)
+
+
+def serve_bounds(load: Load, plan: EnginePlan, kind: ReplicaModel, slo: Slo) -> Bounds:
+    """Limits of one replica under this load and these promises. ``why`` starts with ``memory:``, ``ttft:`` or ``tpot:`` if one breaks."""
+    limits = kind.limits
+    fits = np.ceil((load.prompt + load.steps) / limits.block_tokens) <= limits.blocks
+    if fits.mean() < ATTAIN_FRAC:
+        longest = int((load.prompt + load.steps).max()) + 1
+        return Bounds(why=f"memory: {longest:,} tokens are more than the {limits.blocks * limits.block_tokens:,} of the KV pool")
+    assert isinstance(kind.times, StepTimes)  # the FFN is never on GPUs of its own here
+    costs = _Costs(kind.times, limits, int(load.prompt.max()))
+    u = (load.uncached if plan.prefix_cache else load.prompt)[fits]
+    prompt, steps = load.prompt[fits], load.steps[fits]
+    tokens_a_step = 1.0 + plan.speculation.draft_tokens if plan.speculation else 1.0
+    ttft = costs.alone_s(u, prompt) + kind.request_cpu_s
+    step = (costs.linear[1] + costs.decode[1] + costs.slope * prompt) / tokens_a_step
+    floors = Bounds(ttft_s=float(ttft.mean()), tpot_s=float(step.mean()), e2e_s=float((ttft + steps * step).mean()))
+    if np.mean(ttft <= slo.ttft_s) * fits.mean() < ATTAIN_FRAC:
+        least = np.quantile(ttft, ATTAIN_FRAC)
+        return replace(floors, why=f"ttft: the prompt alone takes {least:.3g} s of the promised {slo.ttft_s:.3g} s")
+    if np.mean((step <= slo.tpot_s) | (steps == 0)) * fits.mean() < ATTAIN_FRAC:
+        least = np.quantile(step, ATTAIN_FRAC)
+        return replace(floors, why=f"tpot: one token takes {least:.3g} s of the promised {slo.tpot_s:.3g} s")
+
+    a = float(steps.mean()) / tokens_a_step
+    own = float(np.mean(steps / tokens_a_step * ((u if plan.prefix_cache else prompt) + steps / 2)))
+    cached = float(np.mean(steps / tokens_a_step * (prompt + steps / 2)))
+    batch = min(float(limits.max_seqs), limits.blocks * limits.block_tokens * a / own if own else np.inf)
+    batch = min(batch, costs.largest_batch(slo.tpot_s * tokens_a_step, float(prompt.min())) / ATTAIN_FRAC)
+    area = float(np.mean(prompt**2 - (prompt - u) ** 2)) / 2
+    prefill = costs.attention * area
+    share = fits.mean()
+    mixed = costs.shared_s(float(u.mean()), a, batch) + prefill + costs.slope * cached
+    alone = costs.shared_s(float(u.mean()), 0.0, batch) + prefill
+    last = np.maximum(steps - 1, 0) / tokens_a_step
+    decode = costs.shared_s(0.0, float(last.mean()), batch) + costs.slope * float(np.mean(last * prompt))
+    return replace(
+        floors, mixed_per_s=float(1 / (mixed * share)), prefill_per_s=float(1 / (alone * share)),
+        decode_per_s=float(1 / (decode * share)) if decode > 0 else np.inf, mean_batch=max(float(batch), 1.0),
+    )  # fmt: skip
+
+
+class _Costs:
+    """The step tables in seconds, as arrays, with what they can never undercut."""
+
+    def __init__(self, t: StepTimes, limits: Limits, longest: int) -> None:
+        self.budget, self.seats = limits.budget, limits.max_seqs
+        self.linear = np.array(t.linear[: limits.budget + 1], np.float64) / PS
+        self.decode = np.array(t.decode[: limits.max_seqs + 1], np.float64) / PS
+        self.slope = min(t.decode_slope[1 : limits.max_seqs + 1]) / PS
+        chunks = np.arange(1, min(limits.budget, longest, len(t.prefill) - 1) + 1, dtype=np.float64)
+        fresh = 2 * np.array(t.prefill[1 : len(chunks) + 1]) / chunks**2
+        again = np.array(t.prefill_slope[1 : len(chunks) + 1]) / chunks
+        self.attention = float(min(fresh.min(), again.min())) / PS
+        self.floor = np.minimum.accumulate(self.linear[::-1])[::-1]
+
+    def alone_s(self, uncached: Floats64, prompt: Floats64) -> Floats64:
+        """Least time from a step's start to the first token of each prompt: its tokens at the best rate, its attention, a head a step."""
+        rate = float(np.min(self.linear[1:] / np.arange(1, len(self.linear))))
+        tokens = np.maximum(uncached * rate, self.floor[np.minimum(uncached, self.budget).astype(np.int64)])
+        area = (prompt**2 - (prompt - uncached) ** 2) / 2
+        return np.asarray(tokens + self.attention * area + np.ceil(uncached / self.budget) * self.decode[0], dtype=np.float64)
+
+    def largest_batch(self, tpot_s: float, kv_tokens: float) -> float:
+        """Mean batch (tokens weighted) whose step keeps ``tpot_s``, on the lower convex hull of the step times: Jensen's inequality."""
+        n = np.arange(1, self.seats + 1, dtype=np.float64)
+        g = self.floor[1 : self.seats + 1] + self.decode[1:] + self.slope * n * kv_tokens
+        if not np.isfinite(tpot_s) or g[-1] <= tpot_s:
+            return np.inf
+        at, height = _hull(g)
+        height = np.maximum.accumulate(height)
+        over = int(np.argmax(height > tpot_s))
+        if over == 0:
+            return 1.0
+        rise = height[over] - height[over - 1]
+        return float(at[over - 1] + (tpot_s - height[over - 1]) / rise * (at[over] - at[over - 1]))
+
+    def shared_s(self, prompt_tokens: float, decoded: float, batch: float) -> float:
+        """Least time of the parts a step's tokens share (weights, head, host): see the module's docstring."""
+        t = np.arange(1, self.budget + 1)
+        dearest = float(np.min((self.linear[1:] + self.decode[0]) / t))
+        n = np.arange(1, self.seats + 1)
+        best = 0.0
+        for p in PRICES * dearest if prompt_tokens else (0.0,):
+            if not decoded:
+                best = max(best, p * prompt_tokens)
+                continue
+            rest = np.minimum.accumulate((self.linear - p * np.arange(self.budget + 1))[::-1])[::-1]
+            fixed = rest[1 : self.seats + 1] + p * n + self.decode[1:]
+            m = CREDITS[:, None] * fixed.min()
+            d = ((fixed - m) / n).min(axis=1)
+            best = max(best, float(np.max(p * prompt_tokens + d * decoded + m[:, 0] * decoded / batch)))
+        return best
+
+
+def _hull(height: Floats64) -> tuple[Floats64, Floats64]:
+    """Lower convex hull of the points (1, h1), (2, h2) …: where its corners are, and how high."""
+    corners: list[int] = []
+    values = height.tolist()
+    for i, h in enumerate(values):
+        while len(corners) > 1:
+            j, k = corners[-1], corners[-2]
+            if (values[j] - values[k]) * (i - j) < (h - values[j]) * (j - k):
+                break
+            corners.pop()
+        corners.append(i)
+    return np.array(corners) + 1.0, height[corners]

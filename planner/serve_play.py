@@ -1,0 +1,198 @@
+"""Plays candidates in the simulator: what one carries within the promises, and what its requests see at a given load."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..costmodels.serving_memory import ServeMemory
+from ..costmodels.serving_ops import ServeSystem
+from ..scenarios.clients import Clients
+from ..scenarios.hardware import Cluster
+from ..sim.deployment import simulate_deployment
+from ..sim.serve_result import ServeResult
+from ..sim.serving_metrics import attained, saturation
+from .serve_ask import ServeAsk
+from .serve_bound import ATTAIN_FRAC
+from .serve_kinds import Candidate
+from .serve_sketch import sketch
+
+RATE_STEP = 1.01
+"""Rates are tried on a grid of powers of this, so that equal questions find equal rates."""
+LOWEST_FRAC = 0.01
+"""A candidate that carries less than this part of its bound keeps no promise worth having."""
+WARM_FRAC = 0.25
+"""The first requests fill an empty system and are not judged."""
+MIN_REQUESTS, MAX_REQUESTS = 300, 1200
+LIFETIMES = 4.0
+CONFIRM_STEPS = 64
+MAX_CHUNKS = 4000
+"""Prompt chunks of one run: long prompts are played with fewer requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the requests of one run saw: means and 95th percentiles in seconds, and the promise that failed, or ''."""
+
+    rate_per_s: float
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    ttft_p95_s: float
+    tpot_p95_s: float
+    n_preempted: int
+    cache_hit_frac: float
+    failed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """A candidate's goodput (0: less than it was asked for) with what was seen at it; ``limit`` is the promise that fails one step above.
+
+    ``upper_per_s`` is the lowest rate it was seen to fail, else its bound; ``confirmed`` by the full simulator.
+    """
+
+    candidate: Candidate
+    goodput_per_s: float
+    upper_per_s: float
+    seen: Seen | None
+    limit: str
+    memory: ServeMemory
+    confirmed: bool = False
+
+
+class Player:
+    """Plays candidates and counts the simulated requests as ``spent``."""
+
+    def __init__(self, ask: ServeAsk, system: ServeSystem) -> None:
+        self.ask, self.system = ask, system
+        self.spent = self.n_runs = 0
+
+    def carried(self, candidate: Candidate, copies: int, at_least: float = 0.0) -> Played:
+        """Bisect the rate one replica or group carries, up to its bound; given up at once if it does not carry ``at_least``."""
+        top = _level(candidate.bound_per_s)
+        low, high, best, worst = top - round(-math.log(LOWEST_FRAC) / math.log(RATE_STEP)), top + 1, None, None
+        probe = max(min(math.ceil(_level_exact(at_least)), top), low + 1) if at_least else top - 20
+        upper = candidate.bound_per_s
+        while high - low > 1:
+            seen = self.seen(candidate, copies, RATE_STEP**probe)
+            if seen.failed:
+                high, worst, upper = probe, seen, min(upper, RATE_STEP**probe)
+                if best is None and at_least:
+                    break
+            else:
+                low, best = probe, seen
+            probe = _next(low, high, top, known=best is not None)
+        return Played(
+            candidate=candidate, goodput_per_s=best.rate_per_s if best else 0.0, upper_per_s=upper if best is None else best.rate_per_s,
+            seen=best, limit=worst.failed if worst else "capacity", memory=candidate.serve.model.memory,
+            confirmed=candidate.prefill is None,
+        )  # fmt: skip
+
+    def confirmed(self, played: Played, copies: int) -> Played:
+        """A group's goodput in the full simulator: that of the quick play, or the next lower rate that is carried there, if any."""
+        candidate, level, down = played.candidate, _level(played.goodput_per_s), 0
+        limit = played.limit
+        while down < CONFIRM_STEPS:
+            seen = self.seen(candidate, copies, RATE_STEP ** (level - down), full=True)
+            if not seen.failed:
+                return replace(played, goodput_per_s=seen.rate_per_s, upper_per_s=seen.rate_per_s, seen=seen, limit=limit, confirmed=True)
+            limit, down = seen.failed, 2 * down + 1
+        return replace(played, goodput_per_s=0.0, seen=None, limit=limit, confirmed=True)
+
+    def seen(self, candidate: Candidate, copies: int, rate_per_s: float, *, full: bool = False) -> Seen:
+        """One run at this rate; ``copies`` such candidates share the trace, each taking every so many-th request.
+
+        Groups of prefill and decode replicas are sketched unless it is to be ``full``.
+        """
+        ask = self.ask
+        shape = ask.requests(self.n_requests(candidate), copies)
+        work = ask.at_rate(shape, rate_per_s)
+        self.spent += len(work) * (2 if candidate.prefill else 1)
+        self.n_runs += 1
+        if candidate.prefill and not full:
+            return judge(ask, sketch(candidate, work, self.system), rate_per_s)
+        deployment, cluster = candidate.deployment(), self._cluster(candidate)
+        result = simulate_deployment(ask.model, cluster, deployment, work, engine=self.system.engine, kinds=candidate.kinds)
+        return judge(ask, result, rate_per_s)
+
+    def closed(self, candidate: Candidate, copies: int, clients: int) -> Seen:
+        """One run with so many clients to each copy, each with a request under way; the rate is what they draw, start and end left out."""
+        ask = self.ask
+        n = min(max(MIN_REQUESTS, round(1.5 * LIFETIMES * clients)), max(self.n_requests(candidate), 2 * clients + 20))
+        work = ask.requests(n, copies)
+        deployment, cluster = candidate.deployment(), self._cluster(candidate)
+        self.spent += len(work) * 4
+        self.n_runs += 1
+        result = simulate_deployment(
+            ask.model, cluster, deployment, work, engine=self.system.engine, kinds=candidate.kinds,
+            clients=Clients(n_clients=min(clients, len(work))),
+        )  # fmt: skip
+        ends = np.sort(result.finish_s[np.isfinite(result.finish_s)])
+        first, last = int(WARM_FRAC * len(ends)), max(len(ends) - 1 - clients, int(WARM_FRAC * len(ends)) + 1)
+        if last >= len(ends):
+            return judge(ask, result, 0.0, settled=True)
+        return judge(ask, result, float((last - first) / (ends[last] - ends[first])), settled=True)
+
+    def _cluster(self, candidate: Candidate) -> Cluster:
+        """A group that fits into a node plays inside one; larger ones have the whole cluster."""
+        cluster = self.system.cluster
+        if candidate.n_gpus <= cluster.gpus_per_node < cluster.n_gpus:
+            return cluster.with_gpus(candidate.n_gpus)
+        return cluster
+
+    def n_requests(self, candidate: Candidate) -> int:
+        """A few lifetimes of the largest mean batch, so that the system is full; fewer where prompts take many steps."""
+        wanted = LIFETIMES * candidate.serve.bounds.mean_batch * candidate.n_decode
+        chunks = self.ask.prompt_tokens / (candidate.prefill or candidate.serve).plan.token_budget
+        most = min(MAX_REQUESTS, max(40, int(MAX_CHUNKS / max(chunks, 1))))
+        return int(min(max(wanted, MIN_REQUESTS), most))
+
+
+def judge(ask: ServeAsk, result: ServeResult, rate_per_s: float, *, settled: bool = False) -> Seen:
+    """The requests after the warm-up, and which promise most of them broke when under ATTAIN_FRAC keep all.
+
+    A closed loop is ``settled``: it cannot be overloaded.
+    """
+    slo, work = ask.slo, result.work
+    skip = int(WARM_FRAC * len(work))
+    served = np.isfinite(result.finish_s)
+    ttft = (result.first_s - work.arrival_s)[skip:]
+    steps = (work.output_tokens - 1)[skip:]
+    e2e = (result.finish_s - work.arrival_s)[skip:]
+    tpot = (e2e - ttft) / np.maximum(steps, 1)
+    failed = ""
+    if attained(result, slo)[skip:].mean() < ATTAIN_FRAC:
+        broken = {"ttft": np.mean(~(ttft <= slo.ttft_s)), "tpot": np.mean(~(tpot <= slo.tpot_s)), "e2e": np.mean(~(e2e <= slo.e2e_s))}
+        failed = max(broken, key=lambda name: broken[name])
+    elif not settled and saturation(result)["saturated"]:
+        failed = "capacity"
+    kept = served[skip:]
+    if not kept.any():
+        return Seen(rate_per_s=rate_per_s, ttft_s=math.inf, tpot_s=math.inf, e2e_s=math.inf, ttft_p95_s=math.inf, tpot_p95_s=math.inf,
+                    n_preempted=result.n_preempted, cache_hit_frac=0.0, failed=failed or "memory")  # fmt: skip
+    many = kept & (steps > 0)
+    decoded = tpot[many] if many.any() else np.zeros(1)
+    return Seen(
+        rate_per_s=rate_per_s, ttft_s=float(ttft[kept].mean()), tpot_s=float(decoded.mean()), e2e_s=float(e2e[kept].mean()),
+        ttft_p95_s=float(np.quantile(ttft[kept], ATTAIN_FRAC)), tpot_p95_s=float(np.quantile(decoded, ATTAIN_FRAC)),
+        n_preempted=result.n_preempted, cache_hit_frac=result.cache_hit_frac, failed=failed,
+    )  # fmt: skip
+
+
+def _level_exact(rate_per_s: float) -> float:
+    return math.log(rate_per_s) / math.log(RATE_STEP) - 1e-9
+
+
+def _level(rate_per_s: float) -> int:
+    """The highest grid rate not above this one."""
+    return math.floor(math.log(rate_per_s) / math.log(RATE_STEP) + 1e-9)
+
+
+def _next(low: int, high: int, top: int, *, known: bool) -> int:
+    """The next level to try: halfway; before any rate was carried, twice as far below the bound as the last that was not."""
+    if known:
+        return (low + high) // 2
+    return max(low + 1, top - 2 * (top - high + 1) - 20) if high <= top else (low + high) // 2

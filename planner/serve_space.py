@@ -1,0 +1,121 @@
+"""Every way to lay one serving replica out over GPUs: tensor, pipeline, attention data, expert and context parallelism, formats, limits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from ..scenarios.registry import link
+from ..scenarios.serving import EnginePlan
+from ..scenarios.serving_parts import KvTier
+from .serve_ask import ServeAsk
+
+BUDGETS = (512, 1024, 2048, 4096, 8192)
+LONG_BUDGETS = (2048, 8192, 32_768)
+PREFILL_BUDGET, LONG_PREFILL_BUDGET = 8192, 32_768
+SEATS = 256
+MANY_SEATS = 1024
+"""Sequences of a step: vLLM's default, and what is also tried where the KV pool holds more."""
+MAX_REPLICA_GPUS = 64
+HOST_KV_FRAC = 0.5
+"""Part of the host's memory that may hold KV blocks; the rest is the engine's, the file cache's and the system's."""
+
+
+def parallel(ask: ServeAsk) -> Iterator[tuple[EnginePlan, str]]:
+    """Every (tp, pp, dp, cp, ep) of at most the cluster's GPUs with '' or the rule it breaks, as a sentence."""
+    largest = min(ask.cluster.n_gpus, MAX_REPLICA_GPUS)
+    sizes = [n for n in range(1, largest + 1) if largest % n == 0 or n & (n - 1) == 0]
+    for tp in range(1, min(ask.cluster.gpus_per_node, largest) + 1):
+        for pp in sizes:
+            for dp in sizes if ask.model.n_experts else (1,):
+                for cp in sizes if ask.long_prompts else (1,):
+                    if tp * pp * dp * cp > largest or (pp > 1) + (dp > 1) + (cp > 1) > 1:
+                        continue
+                    n = tp * pp * dp * cp
+                    for ep in sorted({1, n}) if ask.model.n_experts and pp == 1 else (1,):
+                        plan = EnginePlan(tp=tp, pp=pp, dp=dp, cp=cp, ep=ep, engine=ask.engine, expert_skew=ask.expert_skew)
+                        yield plan, broken_rule(ask, plan)
+
+
+def broken_rule(ask: ServeAsk, plan: EnginePlan) -> str:
+    """The first rule a layout breaks, or ''.
+
+    tp divides the query heads, and the KV heads or is a multiple of them; experts divide over ep, or their width over all GPUs; stages have
+    a layer each and cross nodes, or join GPUs without NVLink; a replica fills an equal part of a node or whole nodes.
+    Source for pipelines: vLLM documentation, "Parallelism and Scaling" (tp inside a node, pp across nodes or without NVLink).
+    """
+    m, node = ask.model, ask.cluster.gpus_per_node
+    if m.n_heads % plan.tp:
+        return f"tp={plan.tp} does not divide n_heads={m.n_heads} of {m.name}"
+    if not m.is_mla and m.n_kv_heads % plan.tp and plan.tp % m.n_kv_heads:
+        return f"tp={plan.tp} neither divides n_kv_heads={m.n_kv_heads} of {m.name} nor is a multiple of it"
+    if m.n_moe_layers < m.n_layers and m.ffn_hidden % plan.tp:
+        return f"tp={plan.tp} does not divide ffn_hidden={m.ffn_hidden} of {m.name}"
+    if plan.pp > m.n_layers:
+        return f"pp={plan.pp} is more than the n_layers={m.n_layers} of {m.name}"
+    if plan.ep > 1 and m.n_experts % plan.ep:
+        return f"ep={plan.ep} does not divide n_experts={m.n_experts} of {m.name}"
+    if plan.ep == 1 and m.n_experts and m.moe_ffn_hidden % (plan.tp * plan.dp * plan.cp):
+        return f"tp*dp*cp={plan.tp * plan.dp * plan.cp} does not divide moe_ffn_hidden={m.moe_ffn_hidden} of {m.name}"
+    n = plan.n_gpus
+    if plan.pp > 1 and n <= node and _fast_links(ask) and not m.n_heads % (2 * plan.tp):
+        return f"pp={plan.pp} inside a node with NVLink: wider tp does the same without pipeline bubbles, which are not modelled"
+    if (n < node and node % n) or (n > node and n % node):
+        return f"a replica of {n} GPUs neither divides a node of {node} nor fills whole nodes"
+    return ""
+
+
+def _fast_links(ask: ServeAsk) -> bool:
+    return link(ask.cluster.intra).kind.startswith("nvlink")
+
+
+def formats(ask: ServeAsk) -> list[tuple[str, str]]:
+    """(weights, KV) formats: 16 bits; under ``--allow quant`` what the card multiplies, or 4-bit weights where it has no 8-bit floats."""
+    found = [("bf16", "bf16")]
+    if not ask.allow_quant:
+        return found
+    if ask.gpu.fp8_flops_per_s <= 0:
+        return [*found, ("int4", "bf16")]
+    found += [("fp8", "bf16"), ("fp8", "fp8")]
+    return [*found, ("nvfp4", "fp8")] if ask.gpu.fp4_flops_per_s > 0 else found
+
+
+def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
+    """A layout in every allowed format, with the workload's prefix cache, host tier and speculation switched on and off."""
+    for weights, kv in formats(ask):
+        base = dataclasses.replace(plan, weight_dtype=weights, kv_dtype=kv, preemption="swap" if ask.long_prompts else "recompute")
+        caches = [dataclasses.replace(base, prefix_cache=True)] if ask.hashed else [base]
+        caches += [dataclasses.replace(c, kv_tiers=(tier,)) for c in caches if ask.hashed and (tier := host_tier(ask, plan)) is not None]
+        yield from caches
+        if ask.speculation is not None:
+            yield from (dataclasses.replace(c, speculation=ask.speculation) for c in caches)
+
+
+def host_tier(ask: ServeAsk, plan: EnginePlan) -> KvTier | None:
+    """The host memory next to a replica's GPUs as a home for KV blocks, over those GPUs' host links; None where it is not known."""
+    cluster = ask.cluster
+    per_gpu = cluster.host_ram_bytes * HOST_KV_FRAC / (cluster.gpus_per_host or cluster.gpus_per_node)
+    if per_gpu * plan.n_gpus < 1:
+        return None
+    wire = link(cluster.host_link)
+    return KvTier(name="host", capacity_bytes=per_gpu * plan.n_gpus, bytes_per_s=wire.bytes_per_s * plan.n_gpus, latency_s=wire.latency_s)
+
+
+def budgets(ask: ServeAsk) -> tuple[int, ...]:
+    """Token budgets of a replica that does both prefill and decode."""
+    return LONG_BUDGETS if ask.long_prompts else BUDGETS
+
+
+def prefill_budget(ask: ServeAsk) -> int:
+    """Token budget of a replica that only prefills."""
+    return LONG_PREFILL_BUDGET if ask.long_prompts else PREFILL_BUDGET
+
+
+def describe(plan: EnginePlan) -> str:
+    """A layout in a few words."""
+    degrees = [f"{name}={value}" for name in ("tp", "pp", "dp", "cp", "ep") if (value := getattr(plan, name)) > 1 or name == "tp"]
+    words = [*degrees, plan.weight_dtype if plan.kv_dtype == "bf16" else f"{plan.weight_dtype}/{plan.kv_dtype} KV"]
+    words += [f"budget {plan.token_budget}"] if plan.token_budget else []
+    words += [f"{plan.max_num_seqs} seats"] if plan.max_num_seqs not in (0, SEATS) else []
+    words += [f"{tier.name} KV tier" for tier in plan.kv_tiers]
+    return " ".join(words + ([f"{plan.speculation.method} speculation"] if plan.speculation else []))

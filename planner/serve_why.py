@@ -1,0 +1,117 @@
+"""Sentences about a serving decision: what binds, why the runners-up lost, how far to trust the numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..scenarios.units import show_tokens
+from .serve_ask import ServeAsk
+from .serve_bound import ATTAIN_FRAC
+from .serve_search import ServeChoice, ServeDecision
+
+MEASURED_PROMPT_TOKENS = 16_384
+"""Attention kernels were measured on prompts up to this long; beyond it their rate is held."""
+PROMISES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "latency"}
+
+
+def limit_sentence(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice], rejected: list[dict[str, Any]]) -> tuple[str, str]:
+    """(limit, sentence): what fails first when the winner's load grows, or what felled most candidates where nothing is kept."""
+    if kept:
+        return _binding(ask, kept[0])
+    if decision.choices:
+        best = max(c.goodput_per_s for c in decision.choices)
+        return "rate", f"the best fleet carries {best:.4g} of the {ask.rate_per_s:.4g} requests/s"
+    causes = [row for row in rejected if row["reason"] not in ("layout", "bound", "unplayed")] or rejected
+    if not causes:
+        return "layouts", "no layout is legal"
+    worst = max(causes, key=lambda row: int(row["count"]))
+    return str(worst["reason"]), str(worst["example"])
+
+
+def _binding(ask: ServeAsk, winner: ServeChoice) -> tuple[str, str]:
+    name, seen = winner.limit, winner.seen
+    if seen.n_preempted:
+        return "hbm", f"HBM: the KV cache is full and {seen.n_preempted:,} requests were preempted"
+    if name in PROMISES:
+        value = getattr(seen, f"{name}_p95_s") if name != "e2e" else seen.e2e_s
+        promised = show_s(getattr(ask.slo, f"{name}_s"))
+        kept = f"{ATTAIN_FRAC:.0%} of requests see {show_s(value)} or less at {winner.load_per_s:.4g} requests/s"
+        return name, f"{PROMISES[name]}: {kept}; it passes {promised} first when the load grows"
+    where = bottleneck(winner)
+    return where, f"{where.replace('_', ' ')}: more requests than {winner.goodput_per_s:.4g}/s would queue without end"
+
+
+def bottleneck(choice: ServeChoice) -> str:
+    """The pool or phase that limits the first part: the one with the lowest bound, or the phase that takes most of a mixed replica."""
+    candidate = choice.parts[0].played.candidate
+    decode = candidate.serve.bounds.decode_per_s
+    if candidate.prefill is not None:
+        prefill = candidate.n_prefill * candidate.prefill.bounds.prefill_per_s
+        return "prefill_compute" if prefill < candidate.n_decode * decode else "decode_bandwidth"
+    return "prefill_compute" if candidate.serve.bounds.prefill_per_s < decode else "decode_bandwidth"
+
+
+def why(ask: ServeAsk, kept: list[ServeChoice]) -> list[str]:
+    """One sentence on the winner and one per runner-up on what it loses to."""
+    if not kept:
+        return []
+    winner = kept[0]
+    head = f"rank 1 is limited by {_limit(ask, winner)}"
+    return [head] + [why_lost(ask, winner, other, rank) for rank, other in enumerate(kept[1:], 2)]
+
+
+def why_lost(ask: ServeAsk, winner: ServeChoice, other: ServeChoice, rank: int) -> str:
+    """``rank 3 carries 5.8 % less: time per output token fails first``; what the objective counts comes first."""
+    if ask.objective == "latency":
+        return f"rank {rank} answers {show_s(other.seen.e2e_s - winner.seen.e2e_s)} later"
+    if ask.objective == "cost" and other.n_gpus / other.load_per_s > winner.n_gpus / winner.load_per_s * 1.0005:
+        more = other.n_gpus / other.load_per_s / (winner.n_gpus / winner.load_per_s) - 1
+        return f"rank {rank} costs {more:.1%} more per token on {other.n_gpus} GPUs"
+    less = 1 - other.goodput_per_s / winner.goodput_per_s
+    if less > 0.0005:
+        return f"rank {rank} carries {less:.1%} less: limited by {_limit(ask, other)}"
+    later = other.seen.e2e_s - winner.seen.e2e_s
+    return f"rank {rank} carries as much, {show_s(abs(later))} {'later' if later >= 0 else 'sooner'}"
+
+
+def _limit(ask: ServeAsk, choice: ServeChoice) -> str:
+    if choice.seen.n_preempted:
+        return "KV memory"
+    return PROMISES.get(choice.limit) or bottleneck(choice).replace("_", " ")
+
+
+def error_frac(ask: ServeAsk, decision: ServeDecision) -> dict[str, float]:
+    """Expected relative error of throughput, TTFT and TPOT: the engine's on measured serving runs and the kernels', in quadrature."""
+    system = decision.system
+    kernels = system.roofline.error_frac("gemm.bf16")
+    engine = system.engine
+    return {
+        "throughput": math.hypot(kernels, engine.throughput_error_frac), "ttft": math.hypot(kernels, engine.ttft_error_frac),
+        "tpot": math.hypot(kernels, engine.tpot_error_frac),
+    }  # fmt: skip
+
+
+def notes(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice]) -> list[str]:
+    """What the user should know about the question and the answer."""
+    out = []
+    if ask.rope:
+        out.append(
+            f"{ask.model.name} was made for {show_tokens(ask.model.max_seq_tokens)}; its positions are stretched {ask.rope.factor:g} times "
+            f"({ask.rope.kind}): check its answers at {show_tokens(ask.context_tokens)}"
+        )
+    lender = decision.system.roofline.calibration.transferred_from
+    if lender:
+        out.append(f"efficiencies are borrowed from {lender}: no kernels of {ask.gpu.name} were measured")
+    if ask.context_tokens > MEASURED_PROMPT_TOKENS:
+        out.append(f"contexts over {MEASURED_PROMPT_TOKENS:,} tokens are beyond what was measured: attention holds the rate it has there")
+    if any(p.deployment.plan.pp > 1 or p.deployment.prefill_plan.pp > 1 for c in kept[:1] for p in c.parts):
+        out.append("pipeline stages are taken as evenly loaded; uneven prompts leave bubbles that are not modelled")
+    if ask.speculation:
+        out.append(f"an acceptance of {ask.speculation.accept_frac:g} a guess is the user's: measure it on real text")
+    return out
+
+
+def show_s(value: float) -> str:
+    """Seconds with three digits."""
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
