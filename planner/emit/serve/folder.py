@@ -11,14 +11,17 @@ from ....scenarios.deployment import Deployment
 from ....scenarios.hardware import Cluster
 from ....scenarios.model import ModelSpec
 from ..target import CannotExpress
+from . import bench, readme, slurm
 from .job import ServeJob, make_job
+from .research import deployable, notes
 
-ENGINES = ("vllm", "sglang")
+ENGINES = {"vllm": "vllm", "sglang": "sglang", "tensorrt-llm": "trtllm", "deepspeed-mii": "mii"}
+"""Engine, as its folder is called -> the module that emits it."""
 
 
 def engines() -> dict[str, ModuleType]:
     """Engine name -> the module that emits for it, in the order of the README."""
-    return {name: importlib.import_module(f"{__package__}.{name}") for name in ENGINES}
+    return {name: importlib.import_module(f"{__package__}.{module}") for name, module in ENGINES.items()}
 
 
 def serving_files(
@@ -58,8 +61,11 @@ def serving_files(
         rope_scaling=rope_scaling,
         predicted=predicted,
     )
-    written, _ = emitted(job)
-    return {name: text for files in written.values() for name, text in files.items()}
+    runs, found = deployable(job), notes(job)
+    written, omitted = emitted(runs)
+    files = {name: text for engine in written.values() for name, text in engine.items()}
+    files |= bench.emit(job) | slurm.emit(runs, written)
+    return {"README.md": readme.render(job, engines(), written, omitted, found), **files}
 
 
 def emitted(job: ServeJob) -> tuple[dict[str, dict[str, str]], dict[str, CannotExpress]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -180,7 +181,7 @@ def make_job(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         context_tokens=context,
-        slo=dict(slo or {}),
+        slo={name: value for name, value in (slo or {}).items() if math.isfinite(value)},
         shared_prefix_tokens=shared_prefix_tokens,
         rope_scaling=rope_scaling,
         predicted=dict(predicted or {}),
