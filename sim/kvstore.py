@@ -36,8 +36,7 @@ class PrefixStore(ABC):
     def __init__(self, blocks: PromptBlocks, tiers: Tiers | None = None) -> None:
         self.blocks, self.tiers = blocks, tiers
         self.hit_tokens = self.prompt_tokens = 0
-        self._version = 0
-        self._seen: tuple[int, int] = (-1, -1)
+        self._version, self._seen_request, self._seen_version = 0, -1, -1
         self._match: tuple[int, int] = (0, 0)
         self._held: dict[int, int] = {}
         self._landing: dict[int, int] = {}
@@ -48,10 +47,10 @@ class PrefixStore(ABC):
         Of a request whose blocks were fetched from a tier only blocks past those count as held by others: its own are paid for.
         """
         self._trim(free)
-        seen = (request, self._version)
-        if seen != self._seen:
+        if request != self._seen_request or self._version != self._seen_version:
             found, shared = self._find(self.blocks.of(request), self._held.get(request, 0))
-            self._seen, self._match = seen, (found * self.blocks.id_tokens, shared * self.blocks.blocks_each)
+            self._match = (found * self.blocks.id_tokens, shared * self.blocks.blocks_each)
+            self._seen_request, self._seen_version = request, self._version
         return self._match
 
     def take(self, request: int) -> None:
@@ -134,6 +133,7 @@ class PrefixCache(PrefixStore):
 
     def __init__(self, blocks: PromptBlocks, tiers: Tiers | None = None) -> None:
         super().__init__(blocks, tiers)
+        self._each = blocks.blocks_each
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
@@ -148,28 +148,29 @@ class PrefixCache(PrefixStore):
         return found, shared
 
     def _hold(self, ids: Sequence[int], skip: int) -> None:
+        users = self._users
         for block in ids[skip:] if skip else ids:
-            if block in self._users:
-                self._users[block] += 1
+            if block in users:
+                users[block] += 1
             else:
                 self._idle.pop(block, None)
-                self._users[block] = 1
+                users[block] = 1
 
     def _drop(self, ids: Sequence[int]) -> int:
-        shared = 0
+        users, shared = self._users, 0
         for block in reversed(ids):
-            self._users[block] -= 1
-            if self._users[block]:
+            users[block] -= 1
+            if users[block]:
                 shared += 1
             else:
-                del self._users[block]
+                del users[block]
                 self._idle[block] = None
         return shared
 
     def _trim(self, free: int) -> None:
-        room = free // self.blocks.blocks_each
-        while len(self._idle) > room:
-            block = self._idle.popitem(last=False)[0]
+        idle, each = self._idle, self._each
+        while len(idle) * each > free:
+            block = idle.popitem(last=False)[0]
             self._version += 1
             if self.tiers is not None:
                 self.tiers.put(block)
