@@ -152,14 +152,14 @@ def balance_frac(case: Case) -> float:
     return 1 / load_factor(model.n_experts, model.top_k, n["skew"], int(n["ep"]), int(n.get("redundant", 0)))
 
 
-def coverage_skew(case: Case) -> float:
-    """Zipf exponent under which ``tokens`` tokens touch the share ``covered_frac`` of the experts, by bisection."""
+def coverage_frac(case: Case) -> float:
+    """Share of the experts that ``tokens`` tokens touch, under the Zipf exponent (bisected) by which ``seen_tokens`` touch ``seen_frac``."""
     n, model, low, high = case.numbers, _model(_serving(case)), 0.0, 4.0
     for _ in range(40):
         middle = (low + high) / 2
-        share = float(expert_share_read(model.n_experts, model.top_k, n["tokens"], skew=middle))
-        low, high = (middle, high) if share > n["covered_frac"] else (low, middle)
-    return low
+        seen = float(expert_share_read(model.n_experts, model.top_k, n["seen_tokens"], skew=middle))
+        low, high = (middle, high) if seen > n["seen_frac"] else (low, middle)
+    return float(expert_share_read(model.n_experts, model.top_k, n["tokens"], skew=low))
 
 
 def _model(side: Serving) -> ModelSpec:
