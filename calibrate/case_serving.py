@@ -224,7 +224,7 @@ def _effective(case: Case, side: Serving) -> float:
 
 def _best_rate(case: Case, side: Serving) -> float:
     low, high = 0.0, case.numbers["most_per_s"]
-    while high - low > 0.02 * high:
+    while high - low > 0.02 * high and high > 1e-3 * case.numbers["most_per_s"]:
         middle = (low + high) / 2
         tried = dataclasses.replace(side, load=dataclasses.replace(side.load, rate_per_s=middle))
         low, high = (middle, high) if _latency(case, tried) <= case.numbers["limit_s"] else (low, middle)
