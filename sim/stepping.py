@@ -233,9 +233,9 @@ class SteppingReplica(Replica):
         size = r.prompt[q]
         hold = self._blocks(size + r.output[q] - 1 if self.policy.reserve_output else size)
         if self.store is None:
-            return 0 if self.landed else hold, r.cached[q]
+            return hold, r.cached[q]
         hit, shared = self.store.match(q, self.free)
-        return 0 if self.landed else hold - shared, max(r.cached[q], min(hit, size - 1))
+        return -shared if self.landed else hold - shared, max(r.cached[q], min(hit, size - 1))
 
     def _admit(self, q: int, hold: int) -> int:
         """Take a request off the queue; returns the time to fetch its KV if it was swapped out."""
