@@ -20,7 +20,7 @@ from .serving_memory import ServeMemory, kv_bytes_per_token, weights_bytes
 from .serving_ops import ServeSystem, head_s
 from .step_times import PS, StepTimes
 
-KEEP_FRAC = 0.01
+KEEP_FRAC = 0.03
 """``gamma_table`` keeps the γ of the next smaller batch while it loses less than this to the best one."""
 
 
@@ -29,7 +29,7 @@ class VerifyTimes:
     """``step = linear[n·q + prompt tokens] + fixed[γ][n] + per_kv[γ][n]·kv_sum + Σ_chunks (prefill[c] + prefill_slope[c]·past)``, in ps.
 
     A step of ``n`` sequences with γ guesses each checks ``q = 1 + γ·width`` tokens a sequence; ``kv_sum`` counts cached tokens, those
-    ``n·q`` included. ``fixed`` and ``per_kv`` hold γ = 0 … ``draft_tokens`` and include drafting; row 0 is ``times`` without
+    ``n·q`` included. ``fixed`` and ``per_kv`` hold γ = 0 … ``most_draft_tokens`` and include drafting; row 0 is ``times`` without
     speculation. In ``times`` a prompt chunk also pays the draft's own pass over it.
     """
 
@@ -48,6 +48,11 @@ class VerifyTimes:
 def query_tokens(speculation: Speculation, draft_tokens: int) -> int:
     """Tokens one sequence sends through the model in a step: ``1 + γ``, or ``1 + γ·width`` of a tree."""
     return 1 + draft_tokens * (speculation.tree_width if speculation.method == "tree" else 1)
+
+
+def most_draft_tokens(speculation: Speculation) -> int:
+    """The largest γ that any step may use."""
+    return max([gamma for _, gamma in speculation.gamma_by_batch] or [speculation.draft_tokens])
 
 
 def depth_acceptance(speculation: Speculation, accept_frac: Reals) -> Array:
@@ -82,7 +87,7 @@ def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach:
     fixed, per_kv = [list(times.decode)], [list(times.decode_slope)]
     base = _check_s(model, plan, system, reach, 1)
     least_fixed, least_slope = np.zeros(len(seqs)), np.zeros(len(seqs))
-    for gamma in range(1, spec.draft_tokens + 1):
+    for gamma in range(1, most_draft_tokens(spec) + 1):
         start, slope = _check_s(model, plan, system, reach, query_tokens(spec, gamma))
         least_fixed = np.maximum(least_fixed, start - base[0])
         least_slope = np.maximum(least_slope, slope - base[1])

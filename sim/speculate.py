@@ -130,4 +130,4 @@ def _of_batch(speculation: Speculation, n: int) -> int:
     """γ at batch ``n``: the first row that reaches it, none over the last; without rows always ``draft_tokens``."""
     if not speculation.gamma_by_batch:
         return speculation.draft_tokens
-    return next((min(gamma, speculation.draft_tokens) for batch, gamma in speculation.gamma_by_batch if n <= batch), 0)
+    return next((gamma for batch, gamma in speculation.gamma_by_batch if n <= batch), 0)
