@@ -118,6 +118,13 @@ def requests_per_s(case: Case) -> float:
     return side.load.n_requests / _run(side).end_s
 
 
+def requests_gain(case: Case) -> float:
+    """Requests per second over the baseline's, whatever their numbers of requests."""
+    sides = (_serving(case), _baseline(case))
+    ours, theirs = (side.load.n_requests / _run(side).end_s for side in sides)
+    return ours / theirs
+
+
 def effective_per_s(case: Case) -> float:
     """Best requests per second, over CLIENTS, of those that kept both promises (``promises.kept``)."""
     return _effective(case, _serving(case))
