@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from ..costmodels.step_times import PS
 from ..scenarios.errors import BadInput
-from .fleet import Fleet
+from .engine import NEVER
+from .fleet import Fleet, most_growth
 from .placement import Placement
 from .requests import Requests
-from .router import Router
+from .router import STATELESS, Router
 
 
 @dataclass(slots=True)
@@ -23,7 +24,6 @@ class _Move:
     receiver: int
     n_bytes: float
     pieces: int = 0
-    blocks: int = 0
 
 
 class Disaggregated:
@@ -52,7 +52,8 @@ class Disaggregated:
         if not 0 <= overlap_frac < 1:
             raise BadInput(f"overlap_frac={overlap_frac} must be from 0 to below 1")
         self.fleet, self.n_prefill, self.router, self.placement = fleet, n_prefill, router, placement
-        self.kv_bytes_per_token, self.overlap_frac, self.watches = kv_bytes_per_token, overlap_frac, True
+        self.kv_bytes_per_token, self.overlap_frac = kv_bytes_per_token, overlap_frac
+        self.needs_state = router.name not in STATELESS
         self.answered: Callable[[int], None] | None = None
         self.answers = hide_answers(fleet.requests)
         self.prefill, self.decode = range(n_prefill), range(n_prefill, len(fleet.replicas))
@@ -61,7 +62,13 @@ class Disaggregated:
         self.coming = [0] * len(fleet.replicas)
         self.queue: deque[tuple[int, int]] = deque()
         self.moves: dict[int, _Move] = {}
-        self._wake_at = -1
+        self._wake_at = NEVER
+        self._short = False
+
+    def listen(self) -> None:
+        """Hear of what the prefill replicas finish, and the decode replicas too if somebody waits for answers."""
+        self.fleet.hear(self.finished)
+        self.fleet.watch(self.prefill if self.answered is None else range(len(self.fleet.replicas)))
 
     def dispatch(self, q: int) -> bool:
         """A request that is ready goes to a prefill replica; False when it can never be served."""
@@ -108,30 +115,38 @@ class Disaggregated:
             q, i = self.queue[0]
             move = self._admit(q, i)
             if move is None:
+                self._watch_decode(True)
                 return
             self.queue.popleft()
             self._send(q, move, move.n_bytes)
+        self._watch_decode(False)
+
+    def _watch_decode(self, on: bool) -> None:
+        """While KV waits for room, every finish on a decode replica may make it."""
+        if self.answered is None and on != self._short:
+            self._short = on
+            self.fleet.watch(self.decode, on)
 
     def _admit(self, q: int, i: int) -> _Move | None:
         """Reserve room on the decode replica with fewest requests among those that have it."""
-        replicas, coming = self.fleet.replicas, self.coming
-        requests = self.fleet.requests
-        best, fewest, need = -1, 0, 0
-        for d in self.decode:
-            replica = replicas[d]
-            load = replica.n_outstanding + coming[d]
-            if (best < 0 or load < fewest) and load < replica.max_seqs:
-                tokens = requests.prompt[q] + (self.answers[q] - 1 if replica.policy.reserve_output else 1)
-                blocks = -(-tokens // replica.block)
-                if blocks <= replica.free:
-                    best, fewest, need = d, load, blocks
-        if best < 0:
-            return None
-        replicas[best].free -= need
-        coming[best] += 1
-        move = _Move(sender=i, receiver=best, n_bytes=requests.prompt[q] * self.kv_bytes_per_token, blocks=need)
-        self.moves[q] = move
-        return move
+        fleet, coming, requests = self.fleet, self.coming, self.fleet.requests
+        fleet.catch_up()
+        loads = [(fleet.replicas[d].n_outstanding + coming[d], d) for d in self.decode]
+        while loads:
+            load, d = min(loads)
+            replica = fleet.replicas[d]
+            tokens = requests.prompt[q] + (self.answers[q] - 1 if replica.policy.reserve_output else 1)
+            need = -(-tokens // replica.block)
+            if load < replica.max_seqs and need <= replica.free:
+                if need + most_growth(replica) > replica.free:
+                    fleet.catch_up(d)
+                if need <= replica.free:
+                    replica.free -= need
+                    coming[d] += 1
+                    self.moves[q] = _Move(sender=i, receiver=d, n_bytes=requests.prompt[q] * self.kv_bytes_per_token)
+                    return self.moves[q]
+            loads.remove((load, d))
+        return None
 
     def _send(self, q: int, move: _Move, n_bytes: float) -> None:
         """Put part of a request's KV on the links; transfer ids are 2q and 2q + 1."""
@@ -142,41 +157,41 @@ class Disaggregated:
         self._watch_links()
 
     def _watch_links(self) -> None:
-        end_s, _ = self.placement.links.next_end()
-        if end_s < float("inf"):
+        end_s, transfer = self.placement.links.next_end()
+        if transfer >= 0:
             at = max(round(end_s * PS), self.fleet.now)
-            if self._wake_at < self.fleet.now or at < self._wake_at:
+            if at < self._wake_at:
                 self._wake_at = at
-                self.fleet.at(at, self._links_end)
+                self.fleet.at(at, self._links_end, at)
 
-    def _links_end(self) -> None:
-        links, now = self.placement.links, self.fleet.now
+    def _links_end(self, at: int) -> None:
+        if at != self._wake_at:
+            return  # the links were looked at since
+        self._wake_at = NEVER
+        links = self.placement.links
         end_s, transfer = links.next_end()
-        while transfer >= 0 and round(end_s * PS) <= now:
+        while transfer >= 0 and round(end_s * PS) <= at:
             links.end(transfer, end_s)
-            q = transfer // 2
-            move = self.moves[q]
+            move = self.moves[transfer // 2]
             move.pieces -= 1
             if not move.pieces and move.n_bytes <= 0:
-                self._let_go(move.sender, q)
-                latency_s = self.placement.route(move.sender, move.receiver)[2]
-                self.fleet.at(now + round(latency_s * PS), self._arrive, q)
+                self._moved(transfer // 2)
             end_s, transfer = links.next_end()
-        self._wake_at = -1
         self._watch_links()
+
+    def _moved(self, q: int) -> None:
+        """All of a request's KV has left: its prefill replica lets go, and it decodes once the last byte is there."""
+        move = self.moves.pop(q)
+        self._let_go(move.sender, q)
+        arrives = self.fleet.now + round(self.placement.route(move.sender, move.receiver)[2] * PS)
+        hand_over(self.fleet.requests, q, self.answers[q], arrives)
+        self.coming[move.receiver] -= 1
+        self.fleet.replicas[move.receiver].take_over(q, arrives)
+        self.fleet.wake(move.receiver)
 
     def _let_go(self, i: int, q: int) -> None:
         self.fleet.replicas[i].let_go(q)
         self.fleet.wake(i)
-
-    def _arrive(self, q: int) -> None:
-        move = self.moves.pop(q)
-        replica = self.fleet.replicas[move.receiver]
-        replica.free += move.blocks
-        self.coming[move.receiver] -= 1
-        hand_over(self.fleet.requests, q, self.answers[q], self.fleet.now)
-        if not self.fleet.submit(q, move.receiver) and self.answered is not None:
-            self.answered(self.fleet.now)
 
 
 def hide_answers(requests: Requests) -> array[int]:

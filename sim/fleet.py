@@ -1,9 +1,9 @@
-"""Replicas that play between the events of a SimPy clock: arrivals, transfers, clients and scaling are its processes, steps are not."""
+"""Replicas that play between the events of a SimPy clock: arrivals, transfers, clients and scaling are its events, steps are not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from heapq import heappop, heappush
+from collections.abc import Callable, Generator, Iterable
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import simpy
@@ -19,24 +19,22 @@ Finished = Callable[[int, int, int, int], None]
 class Fleet:
     """Replicas and a SimPy environment whose clock counts whole picoseconds.
 
-    Before an event at ``t`` all steps that start before ``t`` are played, so an event sees a step under way as done and what it submits
-    can join the step that starts at ``t``. Nobody watching, replicas act on each other through events alone, and each plays on by itself
-    to the next event. Once finishes are watched each may cause an event: replicas then play in order of their steps' starts, one never
-    past the start of another, and pause at each finish, which makes the order exact.
+    What one replica does can matter to others only through its finishes. A replica whose finishes nobody hears plays on by itself; it is
+    brought up to the clock when its state is asked for, as far as that can have changed, and at the end. Replicas whose finishes are
+    watched may cause an event at each: before an event at ``t`` all their steps that start before ``t`` are played, in order of their
+    starts, none past the start of another's, with a pause at each finish. So an event sees a step under way as done, and what it submits
+    can join the step that starts at ``t``.
     """
 
     def __init__(self, requests: Requests, replicas: list[Replica]) -> None:
         self.env = simpy.Environment(initial_time=0)
         self.requests, self.replicas = requests, replicas
-        self._busy: list[tuple[int, int]] = []
-        self._queued = [False] * len(replicas)
+        self._watched = [False] * len(replicas)
+        self._turn = [NEVER] * len(replicas)
+        self._stalled = [False] * len(replicas)
+        self._ordered: list[tuple[int, int]] = []
+        self._apart: list[tuple[int, int]] = []
         self._finished: Finished | None = None
-
-    def watch(self, finished: Finished) -> None:
-        """Hear of every finish from now on."""
-        self._finished = finished
-        for replica in self.replicas:
-            replica.seen = []
 
     @property
     def now(self) -> int:
@@ -44,69 +42,134 @@ class Fleet:
 
     def at(self, time: int, action: Callable[..., object], *values: Any) -> None:
         """Do something at a time (ps) that is not past."""
-        event = self.env.timeout(time - self.env.now)
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: action(*values))
+        event = simpy.Timeout(self.env, time - self.env.now)
+        event.callbacks = [lambda _: action(*values)]
+
+    def hear(self, finished: Finished) -> None:
+        """Who is told of the finishes of watched replicas."""
+        self._finished = finished
+
+    def watch(self, which: Iterable[int], on: bool = True) -> None:
+        """Hear, or no longer hear, of the finishes of these replicas, from now on."""
+        self.catch_up()
+        for i in which:
+            self._watched[i] = on
+            self.replicas[i].seen = [] if on else None
+        turns = self._ordered + self._apart
+        self._ordered = [turn for turn in turns if self._watched[turn[1]]]
+        self._apart = [turn for turn in turns if not self._watched[turn[1]]]
+        heapify(self._ordered)
+        heapify(self._apart)
 
     def submit(self, request: int, i: int) -> bool:
-        """Give replica ``i`` a request that is ready now; False when it can never hold it."""
+        """Give replica ``i`` a request, ready now or later than all it was given; False when it can never hold it."""
         accepted = self.replicas[i].submit(request)
         if accepted:
-            self.wake(i)
+            self._queue(i, max(self.replicas[i].now, self.requests.ready[request]))
         return accepted
 
     def wake(self, i: int) -> None:
-        """Replica ``i`` may have something to do from now on."""
+        """Replica ``i`` may be able to do something from now on that it was not: it was given work, or room."""
         replica = self.replicas[i]
-        if replica.n_outstanding and not self._queued[i]:
+        if self._stalled[i]:
+            self._stalled[i] = False
             replica.now = max(replica.now, self.now)
-            self._queue(i, replica.now)
+        if replica.n_outstanding:
+            self._queue(i, max(self.now, replica.now, 0 if _at_work(replica) else _next_news(replica)))
+
+    def catch_up(self, i: int = -1) -> None:
+        """Bring unwatched replicas' numbers of requests up to now; with ``i`` all there is to know of that one."""
+        if i < 0:
+            self._play_apart(self.now)
+        elif not self._watched[i] and self.replicas[i].now < self.now and self._turn[i] < NEVER:
+            self._play(self._turn[i], i, self.now)
 
     def run(self) -> None:
         """Play until no event is left and every replica is idle."""
-        env, busy = self.env, self._busy
-        play = self._in_order if self._finished else self._apart
+        env = self.env
         while True:
             at = env.peek()
-            if busy and busy[0][0] < at:
-                play(NEVER if at == float("inf") else int(at))
+            if self._ordered and self._ordered[0][0] < at:
+                self._play_first(NEVER if at == float("inf") else int(at))
             elif at == float("inf"):
-                return
+                break
             else:
                 env.step()
+        self._play_apart(NEVER)
 
-    def _apart(self, at: int) -> None:
-        """Every replica by itself up to the next event."""
-        busy = self._busy
-        while busy and busy[0][0] < at:
-            start, i = heappop(busy)
-            self.replicas[i].run(at)
-            self._requeue(i, start)
+    def _play_apart(self, at: int) -> None:
+        turns = self._apart
+        while turns and turns[0][0] < at:
+            self._play(*heappop(turns), at)
 
-    def _in_order(self, at: int) -> None:
-        """The replica whose step starts first, up to where another might act on it or the next event."""
-        busy = self._busy
-        start, i = heappop(busy)
+    def _play_first(self, at: int) -> None:
+        """The watched replica whose step starts first, up to where another might act on it, or the next event."""
+        turns = self._ordered
+        start, i = heappop(turns)
+        self._play(start, i, min(at, max(turns[0][0], start + 1)) if turns else at)
         replica = self.replicas[i]
-        replica.run(min(at, max(busy[0][0], start + 1)) if busy else at)
-        self._requeue(i, start)
         if replica.seen:
             assert self._finished is not None
             ended, replica.seen = replica.seen, []
             for request, step_ps in ended:
                 self._finished(i, request, replica.now, step_ps)
 
-    def _requeue(self, i: int, start: int) -> None:
-        """Next turn of a replica that just had one: its next step, or when KV it waits for lands; none while it lacks room."""
+    def _play(self, start: int, i: int, until: int) -> None:
+        """Play a replica's turn and give it the next: when something may change next; none while it lacks room."""
+        if self._turn[i] != start:
+            return  # it was given an earlier one since
+        self._turn[i] = NEVER
         replica = self.replicas[i]
-        self._queued[i] = False
+        before = replica.now
+        replica.run(until)
         if not replica.n_outstanding:
             return
-        if replica.now > start:
-            self._queue(i, replica.now)
-        elif replica.loading:
-            self._queue(i, replica.loading[0][0])
+        moved, at_work = replica.now > before, _at_work(replica)
+        self._stalled[i] = at_work and not moved
+        if at_work and moved:
+            self._queue(i, replica.now if self._watched[i] else quiet_until(replica))
+        else:
+            news = _next_news(replica)
+            if news >= until or moved:  # else it lacks room, and whoever makes some will wake it
+                self._queue(i, max(news, replica.now))
 
     def _queue(self, i: int, start: int) -> None:
-        self._queued[i] = True
-        heappush(self._busy, (start, i))
+        if start < self._turn[i]:
+            self._turn[i] = start
+            heappush(self._ordered if self._watched[i] else self._apart, (start, i))
+
+
+def quiet_until(replica: Replica) -> int:
+    """A time (ps) up to which no request starts, ends or is preempted on a replica that is given none: it only decodes to its next finish.
+
+    That is the start of the step with that finish. Its present time where more than that goes on or KV may run short.
+    """
+    waits = replica.waiting or replica.landed or replica.part >= 0 or not replica.heap
+    if waits or type(replica) is not Replica:
+        return replica.now
+    steps, n, rows = (replica.heap[0] >> replica.bits) - replica.k - 1, replica.n, replica.n + replica.pad
+    if most_growth(replica) > replica.free:
+        return replica.now
+    t = replica.times
+    span = steps * (t.linear[rows] + t.decode[rows]) + t.decode_slope[n] * (steps * replica.kv + n * (steps * (steps + 1) >> 1))
+    return max(replica.now, min(replica.now + span, _next_news(replica)))
+
+
+def most_growth(replica: Replica) -> int:
+    """At most so many KV blocks do the decoding requests take before the next of them finishes."""
+    if replica.policy.reserve_output or not replica.heap:
+        return 0
+    return replica.n * (2 + ((replica.heap[0] >> replica.bits) - replica.k) // replica.block)
+
+
+def _at_work(replica: Replica) -> bool:
+    """Whether requests have reached the replica's queue or batch: more than those still to come and those whose KV is on its way."""
+    return replica.n_outstanding > len(replica.pending) - replica.next_pending + len(replica.loading)
+
+
+def _next_news(replica: Replica) -> int:
+    """When the next request or the KV of one reaches a replica, in ps; NEVER if nothing is on its way."""
+    at = replica.loading[0][0] if replica.loading else NEVER
+    if replica.next_pending < len(replica.pending):
+        at = min(at, replica.r.ready[replica.pending[replica.next_pending]])
+    return at

@@ -45,10 +45,15 @@ class FairLinks:
     def start(self, transfer: int, n_bytes: float, path: Path, at: float, ceiling: float = float("inf")) -> None:
         """Begin to send ``n_bytes``; ``at`` (seconds) must not lie before the last event."""
         self._flows[transfer] = _Flow(path=path, ceiling=ceiling, left=n_bytes, since=at)
+        alone = True
         for link, share in path:
+            alone = alone and not self._on[link]
             self._on[link][transfer] = share
             self.carried[link] += n_bytes * share
-        self._share(path, at)
+        if alone:
+            self._retime(transfer, self._most(transfer), at)
+        else:
+            self._share(path, at)
 
     def next_end(self) -> tuple[float, int]:
         """(time, transfer) of the one that ends first at the present rates; (inf, -1) when none runs. Ties go to the lowest id."""
@@ -87,22 +92,26 @@ class FairLinks:
                             todo.append(link)
         if not touched:
             return
-        for transfer, rate in self._fill(touched, links).items():
-            flow = flows[transfer]
-            if rate == flow.rate:
-                continue
-            flow.left = max(flow.left - (at - flow.since) * flow.rate, 0.0)
-            flow.since, flow.rate = at, rate
-            flow.version += 1
-            heappush(self._ends, (at + flow.left / rate, transfer, flow.version))
+        rates = self._fill(touched, links) if len(touched) > 1 else {transfer: self._most(transfer) for transfer in touched}
+        for transfer, rate in rates.items():
+            if rate != flows[transfer].rate:
+                self._retime(transfer, rate, at)
+
+    def _retime(self, transfer: int, rate: float, at: float) -> None:
+        flow = self._flows[transfer]
+        flow.left = max(flow.left - (at - flow.since) * flow.rate, 0.0)
+        flow.since, flow.rate = at, rate
+        flow.version += 1
+        heappush(self._ends, (at + flow.left / rate, transfer, flow.version))
+
+    def _most(self, transfer: int) -> float:
+        """Rate of a transfer that has its links to itself."""
+        flow = self._flows[transfer]
+        return min([flow.ceiling, *[self.bytes_per_s[link] / share for link, share in flow.path]])
 
     def _fill(self, touched: dict[int, None], links: dict[int, None]) -> dict[int, float]:
         """Progressive filling over one group of joined transfers."""
         flows, on = self._flows, self._on
-        if len(touched) == 1:
-            (transfer,) = touched
-            flow = flows[transfer]
-            return {transfer: min(flow.ceiling, min((self.bytes_per_s[link] / share for link, share in flow.path), default=flow.ceiling))}
         room = {link: self.bytes_per_s[link] for link in links if on[link]}
         rising = {link: sum(on[link].values()) for link in room}
         ceilings = sorted((flows[t].ceiling, t) for t in touched)

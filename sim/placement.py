@@ -38,9 +38,15 @@ class Placement:
             names += [f"nic {i} >", f"nic {i} <"] if nic_per_gpu else [f"node {i} >", f"node {i} <"]
             rates += [self._share * gpus[i] if nic_per_gpu else self._inter] * 2
         self.links = FairLinks(names, rates)
+        self._routes: dict[tuple[int, int], tuple[Path, float, float]] = {}
 
     def route(self, sender: int, receiver: int) -> tuple[Path, float, float]:
         """(links with the share of the bytes over each, ceiling in bytes/s, latency in s) from one replica to another."""
+        if (sender, receiver) not in self._routes:
+            self._routes[sender, receiver] = self._find(sender, receiver)
+        return self._routes[sender, receiver]
+
+    def _find(self, sender: int, receiver: int) -> tuple[Path, float, float]:
         ranks = min(self._ranks[sender], self._ranks[receiver])
         if len(self._nodes[sender]) == len(self._nodes[receiver]) == 1 and self._nodes[sender] == self._nodes[receiver]:
             return ((2 * sender, 1.0), (2 * receiver + 1, 1.0)), self._intra * ranks, self._latency[0]

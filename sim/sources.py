@@ -16,24 +16,26 @@ class Sink(Protocol):
 
     answered: Callable[[int], None] | None
     """Called with the time (ps, not past) at which a request's last token leaves."""
-    watches: bool
-    """Whether it must hear of every finish, clients or not."""
+    needs_state: bool
+    """Whether where a request goes depends on what the fleet is doing when it is ready."""
+
+    def listen(self) -> None:
+        """Have the fleet tell of the finishes that matter; clients are known by now."""
 
     def dispatch(self, q: int) -> bool:
         """Take a request that is ready now; False when it can never be served."""
-
-    def finished(self, i: int, q: int, at: int, step_ps: int) -> None:
-        """Hear of a request that ends on a replica."""
 
 
 def play(fleet: Fleet, sink: Sink, clients: Clients | None, delay_ps: int, seed: int) -> None:
     """Play the fleet's requests to the end: at their arrival times, or sent by ``clients`` (ready ``delay_ps`` later)."""
     if clients is not None:
         sink.answered = _ClosedLoop(fleet, clients, sink.dispatch, delay_ps, seed).answered
-    else:
+    elif sink.needs_state:
         fleet.env.process(_open_loop(fleet, sink.dispatch))
-    if clients is not None or sink.watches:
-        fleet.watch(sink.finished)
+    else:
+        for q in range(len(fleet.requests)):
+            sink.dispatch(q)
+    sink.listen()
     fleet.run()
 
 
