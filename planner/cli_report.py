@@ -20,11 +20,13 @@ def report(file: str) -> None:
     """Show the answer saved in FILE by `plan --json FILE`."""
     from rich.console import Console
 
-    from .report import print_report
+    from . import report as training
+    from . import serve_report as serving
 
     data = read_answer(Path(file))
     try:
-        print_report(data, Console())
+        show = serving.print_report if data["scenario"].get("task") == "serve" else training.print_report
+        show(data, Console())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadFile(f"{file}: not an answer of plan --json: {type(error).__name__} {error}") from None
 

@@ -71,6 +71,10 @@ def replay(file: str, rank: int, perfetto: str | None, jitter: float, seed: int,
 def saved_plan(path: Path, rank: int) -> tuple[Problem, ParallelPlan, TrainWorkload]:
     """The problem and the plan of this rank in a file of ``plan --json``; BadFile if it holds no such thing."""
     data = read_answer(path)
+    if isinstance(asked := data.get("scenario"), dict) and asked.get("task") == "serve":
+        raise BadInput(
+            f"{path} is a serving plan, which was already played; play it again with roofplan simulate --model … and the layout's flags"
+        )
     try:
         plans = data["plans"]
         if not 1 <= rank <= len(plans):

@@ -129,6 +129,19 @@ def test_report_shows_a_saved_answer(call: Any, answer: Path) -> None:
     assert "Binding limit" in out
 
 
+def test_report_shows_a_saved_serving_answer(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "serve.json"
+    asked = ["--task", "serve", "--model", "llama3.2-1b", "--gpus", "1", "--isl", "500", "--osl", "100", "--json", str(path)]
+    with pytest.raises(SystemExit):
+        run(roofplan, "roofplan", ["plan", *asked])
+    code, out, _ = call("report", str(path))
+    assert code == 0
+    assert "500 tokens in, 100 out" in out
+    code, _, err = call("simulate", str(path))
+    assert code == 2
+    assert "is a serving plan" in err
+
+
 def test_simulate_replays_a_saved_plan(call: Any, answer: Path, tmp_path: Path) -> None:
     plans = json.loads(answer.read_text())["plans"]
     rank = next(p["rank"] for p in plans if p["layout"]["pp"] > 1)
