@@ -49,7 +49,7 @@ def _solve(parts: Sequence[Part], worth: list[float], *, n_gpus: int, rate_per_s
 
     program = pulp.LpProblem("fleet", pulp.LpMaximize)
     scale = max(abs(worth[i]) for i in usable) or 1.0
-    n = {i: pulp.LpVariable(f"n{i}", 0, n_gpus // parts[i].n_gpus, pulp.LpInteger) for i in usable}
+    n = {i: program.add_variable(f"n{i}", 0, n_gpus // parts[i].n_gpus, pulp.LpInteger) for i in usable}
     program += pulp.lpSum(worth[i] / scale * n[i] for i in usable)
     program += pulp.lpSum(parts[i].n_gpus * n[i] for i in usable) <= n_gpus
     if rate_per_s:

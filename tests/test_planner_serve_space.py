@@ -1,0 +1,97 @@
+"""The space of serving layouts: which rules turn a layout away, and what is tried of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from roofplan.planner.serve_ask import RopeScaling
+from roofplan.planner.serve_space import (
+    broken_rule,
+    budgets,
+    describe,
+    formats,
+    host_tier,
+    options,
+    parallel,
+    prefill_budget,
+)  # fmt: skip
+from roofplan.scenarios.serving import EnginePlan
+from roofplan.scenarios.serving_parts import Speculation
+from serve_asks import ask, trace
+
+
+def legal(question) -> list[EnginePlan]:
+    return [plan for plan, rule in parallel(question) if not rule]
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan", "sentence"),
+    [
+        ({"n_gpus": 8}, {"tp": 3}, "tp=3 does not divide n_heads=32 of llama3.1-8b"),
+        ({"n_gpus": 8, "model_name": "qwen2.5-7b"}, {"tp": 7}, "tp=7 neither divides n_kv_heads=4 of qwen2.5-7b nor is a multiple of it"),
+        ({"n_gpus": 8}, {"pp": 64}, "pp=64 is more than the n_layers=32 of llama3.1-8b"),
+        ({"n_gpus": 8}, {"tp": 2, "pp": 2}, "pp=2 inside a node with NVLink: wider tp does the same"),
+        ({"n_gpus": 16}, {"tp": 4, "pp": 3}, "a replica of 12 GPUs neither divides a node of 8 nor fills whole nodes"),
+        ({"n_gpus": 8, "model_name": "mixtral-8x7b"}, {"tp": 4, "dp": 4, "ep": 16}, "ep=16 does not divide n_experts=8 of mixtral-8x7b"),
+    ],
+)
+def test_rules_and_their_sentences(changes, plan, sentence):
+    assert broken_rule(ask(**changes), EnginePlan(**plan)).startswith(sentence)
+
+
+def test_a_dense_model_inside_a_node_is_laid_out_by_tp_alone():
+    assert {(p.tp, p.pp, p.dp, p.cp) for p in legal(ask(n_gpus=8))} == {(1, 1, 1, 1), (2, 1, 1, 1), (4, 1, 1, 1), (8, 1, 1, 1)}
+
+
+def test_pipelines_cross_nodes_or_join_gpus_without_nvlink():
+    across = {(p.tp, p.pp) for p in legal(ask(n_gpus=16, model_name="llama3.1-70b")) if p.pp > 1}
+    assert (8, 2) in across
+    assert all(tp * pp == 16 for tp, pp in across)
+    assert (2, 2) in {(p.tp, p.pp) for p in legal(ask(gpu_name="l40s", n_gpus=4))}
+
+
+def test_experts_bring_attention_data_parallelism_and_expert_parallelism():
+    found = {(p.tp, p.dp, p.ep) for p in legal(ask(n_gpus=8, model_name="mixtral-8x7b"))}
+    assert {(8, 1, 1), (8, 1, 8), (4, 2, 8), (1, 8, 8), (2, 4, 1)} <= found
+    assert all(ep in (1, tp * dp) for tp, dp, ep in found)
+
+
+def test_long_prompts_bring_context_parallelism_swap_and_wider_steps():
+    long = ask(n_gpus=8, prompt_tokens=1 << 20, output_tokens=1024, rope=RopeScaling(kind="yarn", factor=9))
+    assert {(1, 8), (2, 4), (4, 2), (8, 1)} <= {(p.tp, p.cp) for p in legal(long)}
+    assert all(p.cp == 1 for p in legal(ask(n_gpus=8)))
+    assert {p.preemption for p in options(long, EnginePlan())} == {"swap"}
+    assert {p.preemption for p in options(ask(), EnginePlan())} == {"recompute"}
+    assert prefill_budget(long) == max(budgets(long)) > max(budgets(ask()))
+
+
+def test_low_precision_is_used_only_when_allowed_and_as_the_card_can():
+    assert formats(ask()) == [("bf16", "bf16")]
+    assert formats(ask(allow_quant=True)) == [("bf16", "bf16"), ("fp8", "bf16"), ("fp8", "fp8")]
+    assert formats(ask(allow_quant=True, gpu_name="a100-80gb-sxm")) == [("bf16", "bf16"), ("int4", "bf16")]
+    assert ("nvfp4", "fp8") in formats(ask(allow_quant=True, gpu_name="b200"))
+
+
+def test_hashes_turn_the_prefix_cache_on_and_offer_host_memory():
+    found = list(options(ask(trace=trace()), EnginePlan(tp=2)))
+    assert [p.prefix_cache for p in found] == [True, True]
+    assert [len(p.kv_tiers) for p in found] == [0, 1]
+    question = ask()
+    tier = host_tier(question, EnginePlan(tp=2))
+    assert tier is not None
+    assert tier.capacity_bytes == pytest.approx(0.5 * question.cluster.host_ram_bytes / 2 * 2)
+    bare = dataclasses.replace(question, cluster=dataclasses.replace(question.cluster, host_ram_bytes=0.0))
+    assert host_tier(bare, EnginePlan()) is None
+
+
+def test_speculation_is_tried_beside_plain_decoding_only_when_given():
+    given = Speculation(method="mtp", draft_tokens=1, accept_frac=0.85)
+    assert [p.speculation for p in options(ask(speculation=given), EnginePlan())] == [None, given]
+    assert [p.speculation for p in options(ask(), EnginePlan())] == [None]
+
+
+def test_a_layout_in_words():
+    plan = EnginePlan(tp=2, pp=2, weight_dtype="fp8", kv_dtype="fp8", token_budget=512, max_num_seqs=1024)
+    assert describe(plan) == "tp=2 pp=2 fp8/fp8 KV budget 512 1024 seats"
+    assert describe(EnginePlan(speculation=Speculation())) == "tp=1 bf16 chain speculation"
