@@ -88,7 +88,7 @@ def largest_decode_batch(case: Case) -> float:
 
 def makespan_gain(case: Case) -> float:
     """Time to serve all requests under the baseline over the same under the case's deployment."""
-    return _run(_baseline(case)).end_s / _run(_serving(case)).end_s
+    return run_side(_baseline(case)).end_s / run_side(_serving(case)).end_s
 
 
 def best_prompt_to_decode(case: Case) -> float:
@@ -97,7 +97,7 @@ def best_prompt_to_decode(case: Case) -> float:
     for answers in np.unique(np.rint(total / np.geomspace(5, 60, 24))):
         load: dict[str, Any] = {"prompt_tokens": float(total - answers), "output_tokens": float(answers)}
         sides = [dataclasses.replace(s, load=dataclasses.replace(s.load, **load)) for s in (_baseline(case), _serving(case))]
-        base, ours = (_run(side).end_s for side in sides)
+        base, ours = (run_side(side).end_s for side in sides)
         found[(total - answers) / answers] = base / ours
     return float(max(found, key=lambda ratio: found[ratio]))
 
@@ -115,13 +115,13 @@ def latency_cut(case: Case) -> float:
 def requests_per_s(case: Case) -> float:
     """Requests per second over the whole run."""
     side = _serving(case)
-    return side.load.n_requests / _run(side).end_s
+    return side.load.n_requests / run_side(side).end_s
 
 
 def requests_gain(case: Case) -> float:
     """Requests per second over the baseline's, whatever their numbers of requests."""
     sides = (_serving(case), _baseline(case))
-    ours, theirs = (side.load.n_requests / _run(side).end_s for side in sides)
+    ours, theirs = (side.load.n_requests / run_side(side).end_s for side in sides)
     return ours / theirs
 
 
@@ -160,7 +160,7 @@ def balance_frac(case: Case) -> float:
 
 
 def coverage_frac(case: Case) -> float:
-    """Share of the experts that ``tokens`` tokens touch, under the Zipf exponent (bisected) by which ``seen_tokens`` touch ``seen_frac``."""
+    """Share of the experts that ``tokens`` tokens touch, under the Zipf exponent by which ``seen_tokens`` touch ``seen_frac``."""
     n, model, low, high = case.numbers, _model(_serving(case)), 0.0, 4.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -196,7 +196,8 @@ def _step_ms(case: Case, n_decodes: int, kv_tokens: int, chunk: int, past: int =
     return 1e3 * (step + extra) / PS
 
 
-def _run(side: Serving, log: bool = False) -> ServeResult:
+def run_side(side: Serving, log: bool = False) -> ServeResult:
+    """Play one side's requests on its deployment."""
     load, n = side.load, side.load.n_requests
     work = ServeWorkload(
         arrival_s=poisson(n, load.rate_per_s, load.seed) if load.rate_per_s else np.zeros(n),
@@ -211,7 +212,7 @@ def _latency(case: Case, side: Serving) -> float:
     metric = case.words.get("metric", "")
     if metric not in METRICS:
         raise UnknownName("metric", metric, METRICS)
-    out, quantile = _run(side), case.numbers.get("quantile", 0.0)
+    out, quantile = run_side(side), case.numbers.get("quantile", 0.0)
     if metric == "itl_s":
         return float(out.gaps.quantile_s(quantile or 0.5))
     values = latencies(out)[metric]
@@ -224,7 +225,7 @@ def _effective(case: Case, side: Serving) -> float:
         raise BadInput(f"case {case.name}: [serving.load.clients] must say that clients send the requests")
     for count in CLIENTS:
         clients = dataclasses.replace(side.load.clients, n_clients=count)
-        out = _run(dataclasses.replace(side, load=dataclasses.replace(side.load, clients=clients)), log=True)
+        out = run_side(dataclasses.replace(side, load=dataclasses.replace(side.load, clients=clients)), log=True)
         best = max(best, float(kept(out, n["prompt_tokens_per_s"], n["tokens_per_s"]).sum()) / out.end_s)
     return best
 

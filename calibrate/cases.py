@@ -9,18 +9,21 @@ from types import ModuleType
 
 from ..scenarios.errors import BadInput, UnknownName
 from ..scenarios.reference import Case
-from . import case_formulas, case_serving, case_steps, case_technique
+from . import case_formulas, case_pipeline, case_serving, case_steps, case_technique
 
 Predictor = Callable[[Case], float]
 
 
 def _public(module: ModuleType) -> dict[str, Predictor]:
-    """Functions of a module that it defines itself and does not hide."""
+    """Functions of a module that it defines itself, does not hide, and that take a case alone."""
     found = inspect.getmembers(module, inspect.isfunction)
-    return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
+    mine = {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
+    return {name: f for name, f in mine.items() if list(inspect.signature(f).parameters) == ["case"]}
 
 
-PREDICTORS: dict[str, Predictor] = _public(case_formulas) | _public(case_steps) | _public(case_technique) | _public(case_serving)
+PREDICTORS: dict[str, Predictor] = {}
+for _module in (case_formulas, case_steps, case_technique, case_serving, case_pipeline):
+    PREDICTORS |= _public(_module)
 
 
 def predict(case: Case) -> float:
