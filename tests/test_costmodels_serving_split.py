@@ -18,8 +18,9 @@ from roofplan.costmodels.split_weights import split_weights_bytes
 from roofplan.costmodels.step_times import PS
 from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
-from roofplan.scenarios.serving import EnginePlan, serving_engine
+from roofplan.scenarios.serving import EnginePlan, ServeWorkload, serving_engine
 from roofplan.scenarios.serving_parts import AttentionFfnSplit
+from roofplan.sim.serving import simulate_serving
 
 STEP3 = registry.model("step-3")
 FP8 = EnginePlan(weight_dtype="fp8", expert_dtype="fp8_block", kv_dtype="fp8")
@@ -156,3 +157,19 @@ def test_what_cannot_be_split_is_refused() -> None:
         choose_split(STEP3, FP8, h800(1), 4096, 0.05)
     with pytest.raises(BadInput, match="allow more time or add nodes"):
         choose_split(STEP3, FP8, h800(2), 4096, 1e-3)
+
+
+def test_simulated_replica_takes_the_priced_steps() -> None:
+    """Decodes alone: the simulator's gap between tokens is the priced step, and mixed prompts finish too."""
+    n = 64
+    work = ServeWorkload(arrival_s=np.zeros(n), prompt_tokens=np.full(n, 16), output_tokens=np.full(n, 50))
+    asked = dataclasses.replace(plan(), max_num_seqs=n, token_budget=2048)
+    out = simulate_serving(STEP3, registry.cluster("h800", 32), asked, work)
+    times = split_times(
+        STEP3, asked, h800(4), Reach(tokens=2048 + n, chunk=2048, seqs=n, kv_low_tokens=16, kv_high_tokens=272, past_tokens=1024)
+    )
+    steps = sum(times.step_ps(n, n * (16 + i), []) for i in range(1, 50))
+    assert out.finish_s[0] - out.first_s[0] == pytest.approx(steps / PS, rel=1e-3)
+    long = ServeWorkload(arrival_s=np.arange(9) * 0.1, prompt_tokens=np.full(9, 5000), output_tokens=np.full(9, 10))
+    mixed = simulate_serving(STEP3, registry.cluster("h800", 32), asked, long)
+    assert np.isfinite(mixed.finish_s).all()
