@@ -73,7 +73,7 @@ def script(job: ServeJob) -> str:
         + "mkdir -p measured\n"
         + 'for rate in "$@"; do\n'
         + f'  prompts="$(awk -v r="$rate" \'BEGIN {{ n = int(r * {SECONDS_A_RATE:g}); '
-        + f"print n < {FEWEST_PROMPTS} ? {FEWEST_PROMPTS} : n > {MOST_PROMPTS} ? {MOST_PROMPTS} : n }}')\"\n"
+        + f"if (n < {FEWEST_PROMPTS}) n = {FEWEST_PROMPTS}; if (n > {MOST_PROMPTS}) n = {MOST_PROMPTS}; print n }}')\"\n"
         + '  vllm bench serve --base-url "$BASE_URL" --tokenizer "${TOKENIZER:-$MODEL}" "${ARGUMENTS[@]}" \\\n'
         + '    --request-rate "$rate" --num-prompts "$prompts" --result-dir measured --result-filename "rate-$rate.json"\n'
         + "done\n"

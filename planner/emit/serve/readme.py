@@ -107,8 +107,8 @@ def _run(job: ServeJob, engines: Mapping[str, ModuleType], written: Files) -> st
 def _check(job: ServeJob) -> str:
     rows = curve(job)
     text = (
-        "## Check it\n\n`bash bench/bench.sh` sends the planned requests at each predicted rate, Poisson arrivals (`vllm bench serve`); then\n"
-        "`bench/compare.py` prints measured beside predicted and writes `comparison.csv`.\n"
+        "## Check it\n\n`bash bench/bench.sh` sends the planned requests at each predicted rate with `vllm bench serve`, Poisson\n"
+        "arrivals; `bench/compare.py` then prints measured beside predicted and writes `comparison.csv`.\n"
     )
     if rows:
         names = [name for name in ("ttft_s_mean", "ttft_s_p99", "tpot_s_mean", "tpot_s_p99") if any(name in row for row in rows)]
@@ -120,7 +120,8 @@ def _check(job: ServeJob) -> str:
     spec = job.deployment.plan.speculation
     if spec and spec.method != "tree":
         text += (
-            "\nRandom prompts are not accepted as real ones are. To hold acceptance at the assumed one, add to vLLM's\n`--speculative-config`: "
+            "\nRandom prompts are not accepted as real ones are. To hold acceptance at the assumed one, add to\n"
+            "vLLM's `--speculative-config`: "
             f"`{json.dumps(synthetic_acceptance(spec))[1:-1]}`.\n"
         )
     return text
