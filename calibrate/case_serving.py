@@ -21,6 +21,8 @@ from ..scenarios.serving import EnginePlan, ServeWorkload, serving_engine
 from ..scenarios.serving_case import Serving
 from ..sim.arrivals import OUTPUT_STREAM, PROMPT_STREAM, lengths, poisson
 from ..sim.deployment import simulate_deployment
+from ..sim.expert_traffic import expert_bytes_read
+from ..sim.policies import policy_named
 from ..sim.serve_result import ServeResult
 from ..sim.serving_metrics import latencies
 from .promises import kept
@@ -110,6 +112,11 @@ def latency_s(case: Case) -> float:
 def latency_cut(case: Case) -> float:
     """The baseline's latency over the case's."""
     return _latency(case, _baseline(case)) / _latency(case, _serving(case))
+
+
+def expert_traffic_ratio(case: Case) -> float:
+    """Bytes of expert weights read by all steps over the baseline's, routing even."""
+    return _expert_bytes(_serving(case)) / _expert_bytes(_baseline(case))
 
 
 def requests_per_s(case: Case) -> float:
@@ -206,6 +213,12 @@ def run_side(side: Serving, log: bool = False) -> ServeResult:
     )
     cluster = registry.cluster(side.gpu, side.n_gpus, side.gpus_per_node or None)
     return simulate_deployment(_model(side), cluster, side.deployment, work, seed=load.seed, clients=load.clients, log=log)
+
+
+def _expert_bytes(side: Serving) -> float:
+    plan, policy = side.deployment.plan, policy_named(side.deployment.plan.policy)
+    logs = run_side(side, log=True).logs.values()
+    return sum(expert_bytes_read(_model(side), policy, log, dtype=plan.experts_in, skew=plan.expert_skew) for log in logs)
 
 
 def _latency(case: Case, side: Serving) -> float:
