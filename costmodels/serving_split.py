@@ -38,14 +38,12 @@ def attention_side(plan: EnginePlan) -> EnginePlan:
 def ffn_side(plan: EnginePlan) -> EnginePlan:
     """The FFN GPUs as a plan: ``plan.ep`` groups of them, whole experts dealt over the groups; inside a group tensor parallelism.
 
-    A group is home to ``1/ep`` of the tokens: dense and shared FFNs run there. BadInput when the groups do not divide the GPUs.
+    A group is home to ``1/ep`` of the tokens: dense and shared FFNs run there. BadInput when the plan has no ``attention_ffn``.
     """
     split = plan.attention_ffn
     if split is None:
         raise BadInput("the plan has no attention_ffn: nothing to split")
     n = split.n_ffn_gpus
-    if n % plan.ep:
-        raise BadInput(f"ep={plan.ep} does not divide the {n} FFN GPUs; legal: {', '.join(str(d) for d in range(1, n + 1) if n % d == 0)}")
     return dataclasses.replace(plan, attention_ffn=None, tp=n // plan.ep, dp=plan.ep, pp=1, cp=1)
 
 

@@ -15,7 +15,7 @@ from .serving_ops import ServeSystem
 from .serving_split import split_times
 from .step_times import PS
 
-MICRO_BATCHES = (2, 3, 4)
+MICRO_BATCHES = (2, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,21 +65,31 @@ def best_batch(
 
 
 def choose_split(
-    model: ModelSpec, plan: EnginePlan, system: ServeSystem, context_tokens: int, tpot_s: float, batch: int = 0, sustained: bool = False
+    model: ModelSpec,
+    plan: EnginePlan,
+    system: ServeSystem,
+    context_tokens: int,
+    tpot_s: float,
+    batch: int = 0,
+    sustained: bool = False,
+    n_attention_nodes: int = 0,
 ) -> list[SplitChoice]:
     """Every split of the cluster's whole nodes that runs, best tokens per second and GPU first.
 
     ``plan`` gives formats and ``tp`` of attention, whose other GPUs are data parallel; expert groups and micro-batches are searched.
-    ``batch`` > 0 fixes the sequences in flight, and splits over ``tpot_s`` drop out. BadInput when no split runs.
+    ``batch`` > 0 fixes the sequences in flight, and splits over ``tpot_s`` drop out; ``n_attention_nodes`` > 0 looks at that split alone.
+    BadInput when no split runs.
     """
     nodes, width = system.cluster.n_nodes, system.cluster.gpus_per_node
     if nodes < 2:
         raise BadInput(f"n_gpus={system.cluster.n_gpus} is one node; attention and FFN need one each")
+    if not 0 <= n_attention_nodes < nodes:
+        raise BadInput(f"n_attention_nodes={n_attention_nodes} of {nodes} nodes: the FFN needs at least one")
     found: list[SplitChoice] = []
-    for n_attention in range(1, nodes):
+    for n_attention in [n_attention_nodes] if n_attention_nodes else range(1, nodes):
         n_ffn = (nodes - n_attention) * width
         groups = [g for g in range(1, n_ffn + 1) if n_ffn % g == 0 and (g == 1 or (model.n_experts and g <= model.n_experts))]
-        for ep in (g for g in groups if n_ffn // g <= width and (n_attention * width + n_ffn) % g == 0):
+        for ep in (g for g in groups if n_ffn // g <= width):
             for m in MICRO_BATCHES:
                 split = AttentionFfnSplit(n_ffn_gpus=n_ffn, micro_batches=m)
                 tried = dataclasses.replace(plan, dp=n_attention * width // plan.tp, ep=ep, attention_ffn=split)

@@ -162,8 +162,9 @@ class EnginePlan:
             )
         if self.kv_tiers and not self.prefix_cache:
             raise BadInput("KV tiers keep prompt blocks for reuse: turn the prefix cache on, or drop the tiers")
-        if self.ep > 1 and self.n_gpus % self.ep:
-            raise BadInput(f"ep={self.ep} does not divide the replica's {self.n_gpus} GPUs")
+        n_ffn = self.attention_ffn.n_ffn_gpus if self.attention_ffn else 0
+        if self.ep > 1 and (n_ffn or self.n_gpus) % self.ep:
+            raise BadInput(f"ep={self.ep} does not divide the " + (f"{n_ffn} FFN GPUs" if n_ffn else f"replica's {self.n_gpus} GPUs"))
 
     @property
     def n_gpus(self) -> int:

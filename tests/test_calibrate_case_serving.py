@@ -96,7 +96,7 @@ def test_published_choices_of_a_split_are_found() -> None:
     assert predict(select(("step-3-split-4k",))[0]) == 2
     asked = select(("step-3-throughput-4k",))[0]
     assert predict(asked) > predict(dataclasses.replace(asked, numbers={**asked.numbers, "n_decodes": 2048}))
-    with pytest.raises(BadInput, match="no split with 9 attention nodes"):
+    with pytest.raises(BadInput, match="n_attention_nodes=9 of 4 nodes: the FFN needs at least one"):
         predict(dataclasses.replace(asked, numbers={**asked.numbers, "n_attention": 9}))
 
 

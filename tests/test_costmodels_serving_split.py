@@ -146,8 +146,8 @@ def test_best_batch_is_the_last_that_keeps_the_time() -> None:
 def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(BadInput, match="pp=2: attention apart from FFN pipelines its micro-batches itself"):
         attention_side(dataclasses.replace(plan(), pp=2))
-    with pytest.raises(BadInput, match="ep=16 does not divide the 8 FFN GPUs; legal: 1, 2, 4, 8"):
-        ffn_side(plan(24, 8, 16))
+    with pytest.raises(BadInput, match="ep=16 does not divide the 8 FFN GPUs"):
+        plan(24, 8, 16)
     for call in (lambda: ffn_side(FP8), lambda: split_weights_bytes(STEP3, FP8)):
         with pytest.raises(BadInput, match="no attention_ffn"):
             call()
