@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from roofplan.scenarios import registry
 from roofplan.scenarios.serving import EnginePlan, ServeWorkload
+from roofplan.scenarios.serving_parts import Speculation
 from roofplan.sim import arrivals
 from roofplan.sim.serving import ServeResult, simulate_serving
 from roofplan.sim.traces import read_trace
@@ -63,6 +64,12 @@ def main() -> None:
     tight = dataclasses.replace(CHAT, prefix_cache=True, kv_blocks=4000)
     prefixed = shared_prefixes(work, 50)
     timed("the same, prefix cache and preemption", 10_000, lambda: simulate_serving(model, one, tight, prefixed))
+    guesses = Speculation(draft_tokens=3, accept_frac=0.7, accept_spread_frac=0.1)
+    for label, controller in (("three guesses a step", "fixed"), ("guesses as goodput asks", "goodput")):
+        speculating = dataclasses.replace(CHAT, speculation=dataclasses.replace(guesses, controller=controller))
+        timed(f"the same, {label}", 10_000, lambda plan=speculating: simulate_serving(model, one, plan, work))
+    layered = dataclasses.replace(CHAT, policy="layered")
+    timed("the same, layered prefill", 10_000, lambda: simulate_serving(model, one, layered, work))
     for n in (100_000, 1_000_000):
         more = chat(n, 6.45, trace)
         timed(f"one A100, {n:,} requests", n, lambda more=more: simulate_serving(model, one, CHAT, more))
