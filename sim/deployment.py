@@ -15,6 +15,7 @@ from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload, ServingEngine, serving_engine
+from .autoscale import Autoscaler
 from .disagg import Disaggregated
 from .engine import NEVER, Replica
 from .fleet import Fleet
@@ -24,6 +25,7 @@ from .pooled import Pooled
 from .replica_kind import ReplicaModel, replica_model, start_replicas
 from .requests import Requests
 from .router import STATELESS, Router
+from .semi_pd import SplitGpus, split_kinds, twin_replicas
 from .serve_result import Pool, ServeResult, collect
 from .sources import play
 from .step_log import StepLog
@@ -52,37 +54,77 @@ def simulate_deployment(
         raise BadInput(f"the deployment needs {deployment.n_gpus} GPUs, {cluster.name} has {cluster.n_gpus}; drop replicas or add GPUs")
     system = serve_system(cluster, engine or serving_engine(deployment.plan.engine))
     priced = _kinds(model, deployment, system, work, engine, kinds or {})
-    delay_s = next(iter(priced.values())).request_cpu_s
-    requests = Requests(work, delay_s)
-    pools = [
-        Pool(name=name, kind=kind, gpus_each=plan.n_gpus, replicas=_started(kind, plan, work, requests, n, name != "decode", log, seed))
-        for (name, kind), (plan, n) in zip(priced.items(), _sizes(deployment), strict=True)
-    ]
-    replicas = [replica for pool in pools for replica in pool.replicas]
-    links: FairLinks | None = None
-    router = Router(deployment.router, [[replica] for replica in pools[0].replicas], work, seed)
-    shared_tiers = any(tier.shared for tier in deployment.plan.kv_tiers)
-    if deployment.n_prefill:
-        fleet = Fleet(requests, replicas)
-        placement = _placement(deployment, system)
-        links = placement.links
-        n_bytes = pools[1].kind.kv_bytes_per_token
-        sink = Disaggregated(fleet, deployment.n_prefill, router, placement, n_bytes, overlap_frac=deployment.overlap_frac)
-        play(fleet, sink, clients, round(delay_s * PS), seed)
-    elif clients is None and deployment.router in STATELESS and not shared_tiers:
-        _play_apart(replicas, router)
-    else:
-        fleet = Fleet(requests, replicas)
-        play(fleet, Pooled(fleet, router, in_order=shared_tiers), clients, round(delay_s * PS), seed)
+    requests = Requests(work, next(iter(priced.values())).request_cpu_s)
+    pools = _pools(deployment, priced, work, requests, seed)
+    for pool in pools:
+        for replica in pool.replicas:
+            replica.log = StepLog() if log else None
+    links, scaler = _play(deployment, pools, work, requests, system, clients, seed)
     if clients is not None:
         work = dataclasses.replace(work, arrival_s=np.frombuffer(requests.arrival, np.int64) / PS)
-    return collect(work, requests, pools, deployment.n_gpus, seed, links=links)
+    result = collect(work, requests, pools, deployment.n_gpus, seed, links=links)
+    if scaler is None:
+        return result
+    paid_s, scaled = scaler.bill(round(result.end_s * PS))
+    return dataclasses.replace(result, gpu_s=paid_s * deployment.plan.n_gpus, scaled=scaled)
+
+
+def _play(
+    deployment: Deployment,
+    pools: list[Pool],
+    work: ServeWorkload,
+    requests: Requests,
+    system: ServeSystem,
+    clients: Clients | None,
+    seed: int,
+) -> tuple[FairLinks | None, Autoscaler | None]:
+    """Play the run to its end; returns the links KV moved over and what scaled the pool, where there were such."""
+    first, last = pools[0].replicas, pools[-1].replicas
+    shared_tiers = any(tier.shared for tier in deployment.plan.kv_tiers)
+    delay_ps = round(pools[0].kind.request_cpu_s * PS)
+    if deployment.n_prefill:
+        fleet = Fleet(requests, first + last)
+        placement = _placement(deployment, system)
+        router = Router(deployment.router, [[replica] for replica in first], work, seed)
+        n_bytes = pools[1].kind.kv_bytes_per_token
+        sink = Disaggregated(fleet, len(first), router, placement, n_bytes, overlap_frac=deployment.overlap_frac)
+        play(fleet, sink, clients, delay_ps, seed)
+        return placement.links, None
+    if deployment.prefill_sm_frac:
+        fleet = Fleet(requests, last + first)
+        router = Router(deployment.router, list(zip(first, last, strict=True)), work, seed)
+        play(fleet, SplitGpus(fleet, router, len(last)), clients, delay_ps, seed)
+        return None, None
+    router = Router(deployment.router, [[replica] for replica in first], work, seed)
+    if clients is None and router.name in STATELESS and not shared_tiers and not deployment.autoscale:
+        _play_apart(first, router)
+        return None, None
+    fleet = Fleet(requests, first)
+    pool = Pooled(fleet, router, in_order=shared_tiers)
+    scaler = Autoscaler(fleet, pool, deployment.autoscale) if deployment.autoscale else None
+    play(fleet, pool, clients, delay_ps, seed)
+    return None, scaler
 
 
 def _sizes(deployment: Deployment) -> list[tuple[EnginePlan, int]]:
     """Plan and number of replicas of each pool, in the order in which requests pass them."""
     first = [(deployment.prefill_plan, deployment.n_prefill)] if deployment.n_prefill else []
-    return [*first, (deployment.plan, deployment.n_replicas)]
+    most = deployment.autoscale.max_replicas if deployment.autoscale else deployment.n_replicas
+    return [*first, (deployment.plan, most)]
+
+
+def _pools(deployment: Deployment, priced: Mapping[str, ReplicaModel], work: ServeWorkload, requests: Requests, seed: int) -> list[Pool]:
+    """The replicas of each pool, idle, in the order in which requests pass them."""
+    plan = deployment.plan
+    if deployment.prefill_sm_frac:
+        sides = twin_replicas(requests, priced["prefill"], priced["decode"], deployment.n_replicas)
+        named = zip(priced.items(), sides, strict=True)
+        return [Pool(name=name, kind=kind, gpus_each=plan.n_gpus, replicas=side) for (name, kind), side in named]
+    pools = []
+    for (name, kind), (own, n) in zip(priced.items(), _sizes(deployment), strict=True):
+        replicas = start_replicas(kind, own, work, requests, n, cached=name != "decode", seed=seed)
+        pools.append(Pool(name=name, kind=kind, gpus_each=own.n_gpus, replicas=replicas))
+    return pools
 
 
 def _kinds(
@@ -95,6 +137,9 @@ def _kinds(
 ) -> dict[str, ReplicaModel]:
     """Each pool's kind of replica by the pool's name, in the order of ``_sizes``; equal plans are priced once."""
     plan, first = deployment.plan, deployment.prefill_plan
+    if deployment.prefill_sm_frac:
+        prefill, decode = split_kinds(model, plan, system, work, deployment.prefill_sm_frac)
+        return {"prefill": prefill, "decode": decode}
     if not deployment.n_prefill:
         return {"serve": given.get("serve") or replica_model(model, plan, system, work)}
     if first.kv_dtype != plan.kv_dtype:
@@ -105,15 +150,6 @@ def _kinds(
     if engine is None and first.engine != plan.engine:
         system = serve_system(system.cluster, serving_engine(first.engine))
     return {"prefill": given.get("prefill") or replica_model(model, first, system, work), "decode": decode}
-
-
-def _started(
-    kind: ReplicaModel, plan: EnginePlan, work: ServeWorkload, requests: Requests, n: int, cached: bool, log: bool, seed: int
-) -> list[Replica]:
-    replicas = start_replicas(kind, plan, work, requests, n, cached=cached, seed=seed)
-    for replica in replicas:
-        replica.log = StepLog() if log else None
-    return replicas
 
 
 def _play_apart(replicas: list[Replica], router: Router) -> None:

@@ -13,6 +13,7 @@ class Pooled:
 
     def __init__(self, fleet: Fleet, router: Router, *, in_order: bool = False) -> None:
         self.fleet, self.router, self.in_order = fleet, router, in_order
+        self.n_dispatched = 0
         self.among: Sequence[int] = range(len(fleet.replicas))
         self.needs_state = router.name not in STATELESS
         self.answered: Callable[[int], None] | None = None
@@ -25,6 +26,7 @@ class Pooled:
 
     def dispatch(self, q: int) -> bool:
         """Give a ready request to the replica the router picks."""
+        self.n_dispatched += 1
         if self.needs_state:
             self.fleet.catch_up()
         return self.fleet.submit(q, self.router.pick(q, self.among))
