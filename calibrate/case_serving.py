@@ -205,8 +205,8 @@ def run_side(side: Serving, log: bool = False) -> ServeResult:
     load, n = side.load, side.load.n_requests
     work = ServeWorkload(
         arrival_s=poisson(n, load.rate_per_s, load.seed) if load.rate_per_s else np.zeros(n),
-        prompt_tokens=lengths(n, load.prompt_tokens, load.prompt_cv, load.seed, PROMPT_STREAM),
-        output_tokens=lengths(n, load.output_tokens, load.output_cv, load.seed, OUTPUT_STREAM),
+        prompt_tokens=lengths(n, load.prompt_tokens, load.prompt_spread_frac, load.seed, PROMPT_STREAM),
+        output_tokens=lengths(n, load.output_tokens, load.output_spread_frac, load.seed, OUTPUT_STREAM),
     )
     cluster = registry.cluster(side.gpu, side.n_gpus, side.gpus_per_node or None)
     return simulate_deployment(_model(side), cluster, side.deployment, work, seed=load.seed, clients=load.clients, log=log)

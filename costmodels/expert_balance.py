@@ -24,18 +24,18 @@ N_SIZES = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Copies of experts on ranks: ``expert[r, i]`` sits in slot ``i`` of rank ``r``; ``share[r, i]`` is the chance that a token goes there.
+    """Copies of experts on ranks: ``expert[r, i]`` sits in slot ``i`` of rank ``r``; ``share_frac[r, i]`` is the chance that a token goes there.
 
     Shares of all slots sum to ``top_k``. Copies of one expert divide its tokens evenly.
     """
 
     expert: NDArray[np.int64]
-    share: NDArray[np.float64]
+    share_frac: NDArray[np.float64]
 
     @property
     def rank_share(self) -> NDArray[np.float64]:
         """Pairs per token that each rank gets."""
-        out: NDArray[np.float64] = self.share.sum(axis=1)
+        out: NDArray[np.float64] = self.share_frac.sum(axis=1)
         return out
 
     @property
@@ -80,7 +80,7 @@ def balanced(share: NDArray[np.float64], n_ranks: int, n_extra: int) -> Placemen
         expert[rank, used], got[rank, used] = who[i], each[i]
         if used + 1 < n_slots:
             heappush(heap, (load + float(each[i]), rank, used + 1))
-    return Placement(expert=expert, share=got)
+    return Placement(expert=expert, share_frac=got)
 
 
 def as_numbered(share: NDArray[np.float64], n_ranks: int) -> list[Placement]:
@@ -88,7 +88,7 @@ def as_numbered(share: NDArray[np.float64], n_ranks: int) -> list[Placement]:
     n_slots = _slots(len(share), n_ranks, 0)
     draw = np.random.default_rng(0)
     orders = [draw.permutation(len(share)).reshape(n_ranks, n_slots) for _ in range(N_PLACEMENTS)]
-    return [Placement(expert=order, share=share[order]) for order in orders]
+    return [Placement(expert=order, share_frac=share[order]) for order in orders]
 
 
 def _slots(n_experts: int, n_ranks: int, n_extra: int) -> int:
@@ -106,7 +106,7 @@ def placements(n_experts: int, top_k: int, skew: float, ep: int, n_extra: int) -
     """What a plan's experts look like: EPLB's packing where it has extra copies, else the random ones."""
     share = chosen(n_experts, top_k, skew)
     if ep == 1:
-        return (Placement(expert=np.arange(n_experts)[None], share=share[None]),)
+        return (Placement(expert=np.arange(n_experts)[None], share_frac=share[None]),)
     return (balanced(share, ep, n_extra),) if n_extra else tuple(as_numbered(share, ep))
 
 
@@ -132,8 +132,8 @@ def most_loaded(n_experts: int, top_k: int, skew: float, ep: int, n_extra: int, 
         load = p.rank_share
         top = float(load.max())
         x = tokens * top
-        pairs += np.minimum(x + np.sqrt(2 * x * np.log(max(top_k / top, 1.0))), tokens * min(top_k, p.share.shape[1]))
-        read = 1 - (1 - np.minimum(p.share, 1.0)) ** tokens[..., None, None]
+        pairs += np.minimum(x + np.sqrt(2 * x * np.log(max(top_k / top, 1.0))), tokens * min(top_k, p.share_frac.shape[1]))
+        read = 1 - (1 - np.minimum(p.share_frac, 1.0)) ** tokens[..., None, None]
         busy += read.sum(axis=-1).max(axis=-1)
     return pairs / len(found), busy / len(found)
 

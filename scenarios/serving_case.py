@@ -12,7 +12,7 @@ from .serving import EnginePlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Requests of an experiment: how many, their mean lengths and the coefficients of variation of these (0: all alike).
+    """Requests of an experiment: how many, their mean lengths and how widely these spread (deviation over mean; 0: all alike).
 
     ``rate_per_s`` > 0 sends them as a Poisson process, ``clients`` in a closed loop; neither sends all at once. Raises BadInput.
     """
@@ -20,8 +20,8 @@ class Load:
     n_requests: int = 1
     prompt_tokens: float = 1.0
     output_tokens: float = 1.0
-    prompt_cv: float = 0.0
-    output_cv: float = 0.0
+    prompt_spread_frac: float = 0.0
+    output_spread_frac: float = 0.0
     rate_per_s: float = 0.0
     clients: Clients | None = None
     seed: int = 0

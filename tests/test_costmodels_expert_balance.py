@@ -63,9 +63,9 @@ def test_copies_keep_every_token(n: int, top_k: int, skew: float, ranks: int, ro
         return
     share = chosen(n, top_k, skew)
     p = balanced(share, ranks, extra)
-    assert p.share.sum() == pytest.approx(top_k)
+    assert p.share_frac.sum() == pytest.approx(top_k)
     assert set(p.expert.ravel().tolist()) == set(range(n))
-    assert np.bincount(p.expert.ravel(), weights=p.share.ravel(), minlength=n) == pytest.approx(share)
+    assert np.bincount(p.expert.ravel(), weights=p.share_frac.ravel(), minlength=n) == pytest.approx(share)
     assert p.factor >= 1 - 1e-9
     copies = copies_of(share, extra, ranks)
     assert copies.max() <= ranks
@@ -89,7 +89,7 @@ def test_most_loaded_rank_matches_drawn_counts(skew: float, extra: int) -> None:
     draw, top, read = np.random.default_rng(1), [], []
     for p in placements(n, k, skew, ep, extra)[:40]:
         for _ in range(200 if extra else 5):
-            got = draw.binomial(tokens, np.minimum(p.share, 1))
+            got = draw.binomial(tokens, np.minimum(p.share_frac, 1))
             top.append(got.sum(axis=1).max())
             read.append((got > 0).sum(axis=1).max())
     assert pairs[0] == pytest.approx(np.mean(top), rel=0.08)
