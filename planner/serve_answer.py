@@ -16,7 +16,8 @@ from .serve_space import describe
 from .serve_why import bottleneck, error_frac, limit_sentence, notes, why
 
 LAYOUT = (
-    "tp", "pp", "dp", "cp", "ep", "weight_dtype", "kv_dtype", "token_budget", "max_num_seqs", "preemption", "prefix_cache", "engine",
+    "tp", "pp", "dp", "cp", "ep", "weight_dtype", "expert_dtype", "kv_dtype", "token_budget", "max_num_seqs", "preemption",
+    "prefix_cache", "engine",
 )  # fmt: skip
 """Fields of the engine plan that the JSON form names as the layout."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..scenarios.registry import link
 from ..scenarios.serving import EnginePlan
-from ..scenarios.serving_parts import KvTier
+from ..scenarios.serving_parts import KvTier, Speculation
 from .serve_ask import ServeAsk
 
 BUDGETS = (512, 1024, 2048, 4096, 8192)
@@ -69,26 +69,38 @@ def _fast_links(ask: ServeAsk) -> bool:
     return link(ask.cluster.intra).kind.startswith("nvlink")
 
 
-def formats(ask: ServeAsk) -> list[tuple[str, str]]:
-    """(weights, KV) formats: 16 bits; under ``--allow quant`` what the card multiplies, or 4-bit weights where it has no 8-bit floats."""
-    found = [("bf16", "bf16")]
+def formats(ask: ServeAsk) -> list[tuple[str, str, str]]:
+    """(weights, experts, KV) formats: the checkpoint's own with a 16-bit cache; under ``--allow quant`` also fewer bits.
+
+    Fewer bits are what the card multiplies (experts in scaled blocks, as MoE checkpoints are published), or 4-bit weights where it has no
+    8-bit floats. Experts '' are in the weights' format.
+    """
+    own = (ask.model.weight_dtype, ask.model.expert_dtype)
+    found = [(*own, "bf16")]
     if not ask.allow_quant:
         return found
     if ask.gpu.fp8_flops_per_s <= 0:
-        return [*found, ("int4", "bf16")]
-    found += [("fp8", "bf16"), ("fp8", "fp8")]
-    return [*found, ("nvfp4", "fp8")] if ask.gpu.fp4_flops_per_s > 0 else found
+        return [*found, ("int4", "", "bf16")] if own == ("bf16", "") else found
+    eight = "fp8_block" if ask.model.n_experts else "fp8"
+    found += [(*own, "fp8")] if own != ("bf16", "") else [(eight, "", "bf16"), (eight, "", "fp8")]
+    return [*found, ("nvfp4", "", "fp8")] if ask.gpu.fp4_flops_per_s > 0 else found
 
 
 def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
     """A layout in every allowed format, with the workload's prefix cache, host tier and speculation switched on and off."""
-    for weights, kv in formats(ask):
-        base = dataclasses.replace(plan, weight_dtype=weights, kv_dtype=kv, preemption="swap" if ask.long_prompts else "recompute")
+    for weights, experts, kv in formats(ask):
+        base = dataclasses.replace(plan, weight_dtype=weights, expert_dtype=experts, kv_dtype=kv)
+        base = dataclasses.replace(base, preemption="swap" if ask.long_prompts else "recompute")
         caches = [dataclasses.replace(base, prefix_cache=True)] if ask.hashed else [base]
         caches += [dataclasses.replace(c, kv_tiers=(tier,)) for c in caches if ask.hashed and (tier := host_tier(ask, plan)) is not None]
         yield from caches
         if ask.speculation is not None:
             yield from (dataclasses.replace(c, speculation=ask.speculation) for c in caches)
+
+
+def same_formats(first: EnginePlan, second: EnginePlan) -> bool:
+    """Whether two layouts hold equal numbers, so that one may go on from the other's KV."""
+    return all(getattr(first, name) == getattr(second, name) for name in ("weight_dtype", "experts_in", "kv_dtype"))
 
 
 def host_tier(ask: ServeAsk, plan: EnginePlan) -> KvTier | None:
@@ -115,7 +127,12 @@ def describe(plan: EnginePlan) -> str:
     """A layout in a few words."""
     degrees = [f"{name}={value}" for name in ("tp", "pp", "dp", "cp", "ep") if (value := getattr(plan, name)) > 1 or name == "tp"]
     words = [*degrees, plan.weight_dtype if plan.kv_dtype == "bf16" else f"{plan.weight_dtype}/{plan.kv_dtype} KV"]
+    words += [f"{plan.expert_dtype} experts"] if plan.expert_dtype not in ("", plan.weight_dtype) else []
     words += [f"budget {plan.token_budget}"] if plan.token_budget else []
     words += [f"{plan.max_num_seqs} seats"] if plan.max_num_seqs not in (0, SEATS) else []
     words += [f"{tier.name} KV tier" for tier in plan.kv_tiers]
-    return " ".join(words + ([f"{plan.speculation.method} speculation"] if plan.speculation else []))
+    return " ".join(words + ([f"{plan.speculation.method} speculation to γ={_most(plan.speculation)}"] if plan.speculation else []))
+
+
+def _most(guess: Speculation) -> int:
+    return max([gamma for _, gamma in guess.gamma_by_batch] or [guess.draft_tokens])

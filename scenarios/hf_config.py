@@ -119,6 +119,7 @@ def parse(config: Any, name: str) -> ModelSpec:
     fields["tied_embeddings"] = table.flag("tie_word_embeddings", default=fields.get("tied_embeddings", False))
     fields |= _extras(table, kind, fields)
     fields |= _window(table, kind, fields, notes)
+    fields |= _formats(table, notes)
     return ModelSpec(name=name, source="; ".join([f"config.json, model_type {kind or 'not given'}", *notes]), **fields)
 
 
@@ -271,6 +272,21 @@ def _window(table: _Table, kind: str, fields: dict[str, Any], notes: list[str]) 
             every = round(len(types) / len(full))
             notes.append(f"layer_types is irregular: taken as one full layer of every {every}")
     return {"window_tokens": window, "full_attention_every": every}
+
+
+def _formats(table: _Table, notes: list[str]) -> dict[str, str]:
+    """Formats of a quantised checkpoint's weights; one that is not known counts as 16 bits, with a note."""
+    method = table.text("quantization_config.quant_method")
+    if method == "fp8":
+        return {"weight_dtype": "fp8_block" if table.raw("quantization_config.weight_block_size") else "fp8"}
+    if method == "mxfp4":
+        return {"expert_dtype": "mxfp4"}
+    bits = table.raw("quantization_config.bits")
+    if method in ("awq", "gptq") and bits == 4:
+        return {"weight_dtype": "int4"}
+    if method:
+        notes.append(f"quantisation {reprlib.repr(method)} read as 16-bit weights")
+    return {}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

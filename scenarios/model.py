@@ -25,6 +25,7 @@ class ModelSpec:
     non-rope part. Layers ``0 .. n_dense_layers-1`` of an MoE model use the dense FFN, and of the rest every
     ``moe_every``-th is MoE. ``window_tokens > 0``: every layer but each ``full_attention_every``-th sees only that window
     (``full_attention_every = 0``: no layer is full). ``norms_per_layer`` counts norms over ``hidden``.
+    ``weight_dtype`` and ``expert_dtype`` ('' as the rest) are the formats the published checkpoint comes in.
     ``published_params`` leave out multi-token-prediction layers. Raises BadInput when the numbers cannot be a model.
     """
 
@@ -62,6 +63,8 @@ class ModelSpec:
     rope_head_dim: int = 0
     v_head_dim: int = 0
     n_mtp_layers: int = 0
+    weight_dtype: str = "bf16"
+    expert_dtype: str = ""
     hf_ids: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     published_params: float = 0.0
@@ -90,6 +93,11 @@ class ModelSpec:
             raise BadInput(f"ffn_hidden={self.ffn_hidden} of {self.name} must be at least 1: it has dense layers")
         if self.is_mla and not (self.rope_head_dim and self.v_head_dim):
             raise BadInput(f"kv_lora_rank={self.kv_lora_rank} of {self.name} means MLA: rope_head_dim and v_head_dim must be at least 1")
+
+    @property
+    def experts_in(self) -> str:
+        """Format of the checkpoint's routed experts."""
+        return self.expert_dtype or self.weight_dtype
 
     @property
     def is_mla(self) -> bool:

@@ -68,7 +68,9 @@ from .serving_trace import serving_trace
 @click.option("--prefix-cache", is_flag=True, help="Reuse the KV of prompt blocks seen before (needs a trace with hashes).")
 @click.option("--kv-tier", multiple=True, metavar="TIER", help=f"Where prompt blocks go that leave HBM; repeatable: {TIER_FORM}.")
 @click.option("--speculation", metavar="SPEC", help=f"{SPECULATION_FORM}.")
-@click.option("--weights", "weight_dtype", default="bf16", show_default=True, help="Weight format: bf16, fp8, fp8_block, nvfp4, int4.")
+@click.option(
+    "--weights", "weight_dtype", default="", help="Weight format: bf16, fp8, fp8_block, nvfp4, int4 (default: the checkpoint's own)."
+)
 @click.option("--experts", "expert_dtype", default="", help="Format of the routed experts where it differs: nvfp4, mxfp4 …")
 @click.option("--kv-dtype", default="bf16", show_default=True, help="KV-cache format: bf16, fp8, int4.")
 @click.option("--router", default="round-robin", show_default=True, type=click.Choice(ROUTERS), help="Which replica gets a request.")
@@ -139,7 +141,7 @@ def run(flags: dict[str, Any]) -> tuple[dict[str, Any], ServeResult]:
     model = registry.model(flags["model"])
     cluster = registry.cluster(flags["gpu"], flags["gpus"])
     work = workload(flags)
-    plan = engine_plan(flags)
+    plan = engine_plan(flags, model)
     chosen = deployment(flags, plan, cluster)
     slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot", "e2e") if flags[name]})
     window(flags["window"])

@@ -10,6 +10,7 @@ from ..scenarios.clients import Clients
 from ..scenarios.deployment import Deployment
 from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
+from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload
 from ..scenarios.serving_parts import AttentionFfnSplit
 from ..scenarios.serving_text import read_autoscale, read_kv_tier, read_speculation
@@ -18,8 +19,8 @@ from . import arrivals, traces
 
 MAX_MADE_UP = 5_000_000
 PLAN_FLAGS = (
-    "tp", "pp", "dp", "ep", "cp", "engine", "max_num_seqs", "block_tokens", "kv_blocks", "preemption", "prefix_cache", "weight_dtype",
-    "expert_dtype", "kv_dtype", "expert_skew", "redundant_experts",
+    "tp", "pp", "dp", "ep", "cp", "engine", "max_num_seqs", "block_tokens", "kv_blocks", "preemption", "prefix_cache",
+    "kv_dtype", "expert_skew", "redundant_experts",
 )  # fmt: skip
 
 
@@ -50,9 +51,12 @@ def workload(flags: Mapping[str, Any]) -> ServeWorkload:
     return dataclasses.replace(work, arrival_s=arrivals.gamma(len(work), rate, flags["cv"], seed))
 
 
-def engine_plan(flags: Mapping[str, Any]) -> EnginePlan:
-    """How each replica runs. Raises BadInput."""
+def engine_plan(flags: Mapping[str, Any], model: ModelSpec) -> EnginePlan:
+    """How each replica runs; weights in the checkpoint's own formats unless others are asked for. Raises BadInput."""
+    weights = flags["weight_dtype"] or model.weight_dtype
     return EnginePlan(
+        weight_dtype=weights,
+        expert_dtype=flags["expert_dtype"] or ("" if flags["weight_dtype"] else model.expert_dtype),
         policy=flags["policy"] or "",
         token_budget=parse_tokens(flags["token_budget"]) if flags["token_budget"] else 0,
         speculation=read_speculation(flags["speculation"]) if flags["speculation"] else None,

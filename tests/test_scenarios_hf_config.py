@@ -33,6 +33,23 @@ def test_a_real_config_equals_the_registry(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("quantised", "weights", "experts"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block", ""),
+        ({"quant_method": "fp8"}, "fp8", ""),
+        ({"quant_method": "mxfp4"}, "bf16", "mxfp4"),
+        ({"quant_method": "awq", "bits": 4}, "int4", ""),
+        ({"quant_method": "exl2", "bits": 4}, "bf16", ""),
+        (None, "bf16", ""),
+    ],
+)
+def test_formats_of_a_quantised_checkpoint(quantised: dict[str, Any] | None, weights: str, experts: str) -> None:
+    got = parse(LLAMA | {"quantization_config": quantised}, "quantised")
+    assert (got.weight_dtype, got.expert_dtype) == (weights, experts)
+    assert ("'exl2' read as 16-bit weights" in got.source) == (quantised is not None and quantised["quant_method"] == "exl2")
+
+
+@pytest.mark.parametrize(
     ("config", "published"),
     [
         (  # bigcode/starcoder2-15b

@@ -61,7 +61,7 @@ class ServeJob:
     context_tokens: int
     slo: Mapping[str, float]
     shared_prefix_tokens: int = 0
-    rope_scaling: bool = False
+    rope_scaling: float = False
     predicted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,8 +77,8 @@ class ServeJob:
 
     @property
     def rope_factor(self) -> float:
-        """How many times the context exceeds what the model was made for, a power of two; 1 where it does not."""
-        factor = 1.0
+        """How many times positions are stretched: as asked for, or the power of two the context needs; 1 where it fits as it is."""
+        factor = float(self.rope_scaling) if self.rope_scaling > 1 else 1.0
         while self.rope_scaling and self.model.max_seq_tokens * factor < self.context_tokens:
             factor *= 2
         return factor
@@ -86,14 +86,14 @@ class ServeJob:
     @property
     def checkpoint(self) -> str:
         """The Hugging Face id of the weights, or '' when none is known or the plan needs weights of another format."""
-        made = {needs_checkpoint(plan.experts_in) or needs_checkpoint(plan.weight_dtype) for plan in self.plans().values()}
-        return self.model.hf_ids[0] if self.model.hf_ids and not any(made) else ""
+        return self.model.hf_ids[0] if self.model.hf_ids and not self.needed_format else ""
 
     @property
     def needed_format(self) -> str:
         """The weight format a checkpoint must come in, '' when the engine converts plain weights itself."""
-        formats = (f for plan in self.plans().values() for f in (plan.experts_in, plan.weight_dtype))
-        return next((f for f in formats if needs_checkpoint(f)), "")
+        own = (self.model.experts_in, self.model.weight_dtype)
+        asked = (pair for plan in self.plans().values() for pair in zip((plan.experts_in, plan.weight_dtype), own, strict=True))
+        return next((f for f, had in asked if f != had and needs_checkpoint(f)), "")
 
 
 def needs_checkpoint(dtype: str) -> bool:
@@ -155,7 +155,7 @@ def make_job(
     context_tokens: int = 0,
     slo: Mapping[str, float] | None = None,
     shared_prefix_tokens: int = 0,
-    rope_scaling: bool = False,
+    rope_scaling: float = False,
     predicted: Mapping[str, Any] | None = None,
 ) -> ServeJob:
     """A ServeJob whose numbers agree; BadInput for lengths below 1, a context over the model's, replicas the cluster has no room for."""

@@ -139,7 +139,7 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
         found += [("--enable-eplb",), flag("ep-num-redundant-experts", plan.redundant_experts)]
     if plan.weight_dtype in ("bf16", "fp16"):
         found.append(flag("dtype", {"bf16": "bfloat16", "fp16": "float16"}[plan.weight_dtype]))
-    if plan.weight_dtype in QUANTIZATION:
+    if plan.weight_dtype in QUANTIZATION and plan.weight_dtype != job.model.weight_dtype:
         found.append(flag("quantization", QUANTIZATION[plan.weight_dtype]))
     found.append(flag("kv-cache-dtype", KV_DTYPE.get(plan.kv_dtype, "auto")))
     if job.rope_factor > 1:

@@ -52,7 +52,7 @@ def check_expressible(job: ServeJob) -> None:
             (plan.cp > 1, f"cp={plan.cp}", "vLLM or SGLang"),
             (plan.ep > 1 and (plan.tp * plan.dp) % plan.ep, f"ep={plan.ep} of {plan.tp * plan.dp} GPUs", "a divisor"),
             (plan.redundant_experts, f"redundant_experts={plan.redundant_experts}: needs a load balancer file of the model's", "SGLang"),
-            (not _as_is(plan.weight_dtype), f"{plan.weight_dtype} made while loading", "a checkpoint in it, vLLM or SGLang"),
+            (_is_made(job, plan.weight_dtype), f"{plan.weight_dtype} made while loading", "a checkpoint in it, vLLM or SGLang"),
             (plan.kv_dtype not in (*KV_DTYPE, "bf16", "fp16"), f"kv_dtype={plan.kv_dtype}", "bf16, fp8 or nvfp4"),
             (plan.policy not in ("", "vllm-v1", "sarathi"), f"policy={plan.policy}", "in-flight batching with chunked prefill"),
             (spec and spec.method != "mtp", f"speculation method={spec.method if spec else ''}", "method=mtp, vLLM or SGLang"),
@@ -62,8 +62,9 @@ def check_expressible(job: ServeJob) -> None:
         )
 
 
-def _as_is(weight_dtype: str) -> bool:
-    return weight_dtype in ("bf16", "fp16") or needs_checkpoint(weight_dtype)
+def _is_made(job: ServeJob, weight_dtype: str) -> bool:
+    own = weight_dtype in ("bf16", "fp16", job.model.weight_dtype)
+    return not own and not needs_checkpoint(weight_dtype)
 
 
 def options(job: ServeJob, role: Role, plan: EnginePlan) -> dict[str, Any]:

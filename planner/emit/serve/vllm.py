@@ -181,7 +181,7 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
         found += [("--enable-eplb",), flag("eplb-config", to_flag({"num_redundant_experts": plan.redundant_experts}))]
     if plan.weight_dtype in ("bf16", "fp16"):
         found.append(flag("dtype", {"bf16": "bfloat16", "fp16": "float16"}[plan.weight_dtype]))
-    if plan.weight_dtype in QUANTIZATION:
+    if plan.weight_dtype in QUANTIZATION and plan.weight_dtype != job.model.weight_dtype:
         found.append(flag("quantization", QUANTIZATION[plan.weight_dtype]))
     if plan.kv_dtype in KV_DTYPE:
         found.append(flag("kv-cache-dtype", KV_DTYPE[plan.kv_dtype]))
