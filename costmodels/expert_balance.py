@@ -24,7 +24,7 @@ N_SIZES = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Copies of experts on ranks: ``expert[r, i]`` sits in slot ``i`` of rank ``r``; ``share_frac[r, i]`` is the chance that a token goes there.
+    """Copies of experts on ranks: ``expert[r, i]`` sits in slot ``i`` of rank ``r``; ``share_frac[r, i]`` is a token's chance to go there.
 
     Shares of all slots sum to ``top_k``. Copies of one expert divide its tokens evenly.
     """
