@@ -16,14 +16,15 @@ from ..sim.arrivals import poisson
 from ..sim.serving_metrics import Slo
 
 OBJECTIVES = ("throughput", "cost", "latency")
-ROPE_KINDS = ("yarn", "linear", "dynamic")
+ROPE_KINDS = ("yarn",)
+"""Ways of stretching that the emitted commands can ask for."""
 LONG_TOKENS = 32_768
 """Prompts from this length on are also tried with context parallelism and with KV that moves to the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
-    """Rotary positions stretched by ``factor`` (``yarn``, ``linear`` or ``dynamic``), so that a model takes longer contexts. BadInput."""
+    """Rotary positions stretched by ``factor`` (by ``yarn``), so that a model takes longer contexts. BadInput."""
 
     kind: str
     factor: float

@@ -35,7 +35,8 @@ def part_files(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice, part
     share = part.copies * part.played.goodput_per_s / winner.goodput_per_s
     return serving_files(
         model=ask.model, deployment=part.deployment, cluster=ask.cluster, prompt_tokens=ask.prompt_tokens, output_tokens=ask.output_tokens,
-        context_tokens=max(ask.context_tokens, ask.prompt_tokens + ask.output_tokens), slo=promised, rope_scaling=ask.rope is not None,
+        context_tokens=max(ask.context_tokens, ask.prompt_tokens + ask.output_tokens), slo=promised,
+        rope_scaling=ask.rope.factor if ask.rope else 0,
         predicted={
             "goodput_per_s": share * winner.goodput_per_s, "rate_per_s": share * winner.load_per_s, "ttft_s": winner.ttft_s,
             "tpot_s": winner.tpot_s, "output_tokens_per_s_per_gpu": winner.output_tokens_per_s_per_gpu,

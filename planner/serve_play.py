@@ -110,7 +110,7 @@ class Player:
         ask = self.ask
         shape = ask.requests(self.n_requests(candidate), copies)
         work = ask.at_rate(shape, rate_per_s)
-        self.spent += len(work) * (2 if candidate.prefill else 1)
+        self.spent += len(work) * (2 if candidate.prefill else 1) * (4 if candidate.serve.plan.speculation else 1)
         self.n_runs += 1
         if candidate.prefill and not full:
             return judge(ask, sketch(candidate, work, self.system), rate_per_s)
@@ -158,6 +158,8 @@ def judge(ask: ServeAsk, result: ServeResult, rate_per_s: float, *, settled: boo
     """
     slo, work = ask.slo, result.work
     skip = int(WARM_FRAC * len(work))
+    stuck = (result.finish_s == result.first_s) & (work.output_tokens > 1)  # prefilled, but never taken over by a decode replica
+    result = replace(result, finish_s=np.where(stuck, np.nan, result.finish_s))
     served = np.isfinite(result.finish_s)
     ttft = (result.first_s - work.arrival_s)[skip:]
     steps = (work.output_tokens - 1)[skip:]

@@ -60,12 +60,16 @@ def _print_plans(data: dict[str, Any], console: Console) -> None:
         console.print(
             f"{plan['rank']:>2} [bold]{_pools(plan):<11}[/]{plan['n_gpus']:>6,}{plan['goodput_per_s']:>9.4g}{show_s(plan['ttft_s']):>9}"
             f"{show_s(plan['tpot_s']):>9}{plan['output_tokens_per_s_per_gpu']:>10,.4g}{show_bytes(plan['memory']['total_bytes']):>10}"
-            f"{f'{cost:.3g}' if cost else '-':>8}",
+            f"{_usd(cost):>8}",
             highlight=False,
         )
         for line in wrap(plan["summary"], 76):
             console.print(f"   [dim]{line}[/]", highlight=False)
     console.print()
+
+
+def _usd(cost: float) -> str:
+    return "-" if not cost else f"{cost:.3g}" if cost < 999.5 else f"{cost:,.0f}"
 
 
 def _pools(plan: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ def _binding(ask: ServeAsk, winner: ServeChoice) -> tuple[str, str]:
         promised = show_s(getattr(ask.slo, f"{name}_s"))
         kept = f"{ATTAIN_FRAC:.0%} of requests see {show_s(value)} or less at {winner.load_per_s:.4g} requests/s"
         return name, f"{PROMISES[name]}: {kept}; it passes {promised} first when the load grows"
+    if name == "load":
+        return name, f"the load: {ask.concurrency:,} clients wait for their answers" if ask.concurrency else "the load that was asked for"
     where = bottleneck(winner)
     return where, f"{where.replace('_', ' ')}: more requests than {winner.goodput_per_s:.4g}/s would queue without end"
 
@@ -78,6 +80,8 @@ def why_lost(ask: ServeAsk, winner: ServeChoice, other: ServeChoice, rank: int) 
 def _limit(ask: ServeAsk, choice: ServeChoice) -> str:
     if choice.seen.n_preempted:
         return "KV memory"
+    if choice.limit == "load":
+        return "its load"
     return PROMISES.get(choice.limit) or bottleneck(choice).replace("_", " ")
 
 

@@ -48,10 +48,8 @@ def test_groups_are_the_two_best_splits_of_each_pair_and_size():
         for second in kinds.decode:
             p, d = first.plan.n_gpus, second.plan.n_gpus
             mine = [c for c in groups if c.prefill is first and c.serve is second and c.n_gpus == 4]
-            values = sorted(
-                (min(x * first.bounds.prefill_per_s, y * second.bounds.decode_per_s) for x in range(1, 5) for y in range(1, 5) if x * p + y * d == 4),
-                reverse=True,
-            )  # fmt: skip
+            splits = [(x, y) for x in range(1, 5) for y in range(1, 5) if x * p + y * d == 4]
+            values = sorted((min(x * first.bounds.prefill_per_s, y * second.bounds.decode_per_s) for x, y in splits), reverse=True)
             assert sorted((c.bound_per_s for c in mine), reverse=True) == values[:2]
 
 
@@ -66,7 +64,7 @@ def test_what_cannot_serve_is_counted_with_its_reason():
     assert set(rejected.count) == {"memory"}
     assert "no room for a KV cache" in rejected.example["memory"]
     rejected.add("memory", "another", 3)
-    assert dict((reason, n) for reason, n, _ in rejected.rows())["memory"] == rejected.count["memory"]
+    assert {reason: n for reason, n, _ in rejected.rows()}["memory"] == rejected.count["memory"]
 
 
 def test_models_larger_than_a_node_get_replicas_over_nodes():

@@ -34,7 +34,7 @@ def serving_files(
     context_tokens: int = 0,
     slo: Mapping[str, float] | None = None,
     shared_prefix_tokens: int = 0,
-    rope_scaling: bool = False,
+    rope_scaling: float = False,
     predicted: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """``{file name: text}`` of the folder that runs ``deployment`` on ``cluster``; write it with ``emit.write.write_folder``.
@@ -42,7 +42,8 @@ def serving_files(
     ``cluster.n_gpus`` is what the deployment may use (at least ``deployment.n_gpus``). ``prompt_tokens`` and ``output_tokens`` are the
     benchmark's request, ``context_tokens`` the longest request to be allowed (0: their sum), ``shared_prefix_tokens`` the part of the
     prompts that is one and the same (prefix caching). ``slo`` holds what is promised: ``ttft_s``, ``tpot_s``, ``e2e_s``, each optional
-    (leave infinite ones out). ``rope_scaling`` allows a context over the model's own. Raises BadInput when the numbers contradict.
+    (leave infinite ones out). ``rope_scaling`` (true, or a factor) allows a context over the model's own. Raises BadInput when the
+    numbers contradict.
 
     ``predicted`` may hold, all optional: ``goodput_per_s`` (requests a second within the promises), ``rate_per_s`` (asked for),
     ``ttft_s``, ``tpot_s`` (means at that rate), ``output_tokens_per_s_per_gpu``, ``cost_usd_per_mtoken``, ``error_frac``,
