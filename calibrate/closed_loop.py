@@ -69,16 +69,15 @@ def closed_loop(
     (replica,) = start_replicas(kind, plan, work, requests, 1)
     replica.seen = []
     door = Door(replica, engine, recipe, kind.limits.budget)
-    n = len(work)
-    for q in range(min(clients, n)):
+    n, sent = len(work), min(clients, len(work))
+    for q in range(sent):
         door.send(q, 0, 0)
-    following = min(clients, n)
     while replica.n_outstanding:
         replica.run()
         for _, step in replica.seen:
-            if following < n:
-                door.send(following, replica.now, step if replica.n else 0)
-                following += 1
+            if sent < n:
+                door.send(sent, replica.now, step if replica.n else 0)
+                sent += 1
         replica.seen.clear()
     return LoopResult(
         sent_s=np.array(requests.arrival, np.float64) / PS,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import Floats64, ServingEngine, serving_engine
 from .serving_points import ServePoint
 from .serving_predict import predict
 from .validate_serving import is_fit_row
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
@@ -36,7 +36,6 @@ DOOR_KNOBS = (
 )
 """What moves TTFT."""
 MAX_ROWS = 48
-FEW = 8
 ROUNDS = 3
 CUT = 0.3
 DOOR_CUT = 0.7
@@ -61,8 +60,6 @@ def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, 
     best, how = serving_engine(name), {}
     for label, knobs, doors in (("", STEP_KNOBS, False), ("_ttft", DOOR_KNOBS, True)):
         used = [p for p in rows if any(m.startswith("ttft") == doors for m in p.measured)]
-        dense = [p for p in used if not registry.model(p.model).n_experts]
-        used = dense if len(dense) >= FEW and not doors else used
         if used:
             best, before, after = _descend(used, best, knobs, doors)
             how |= {f"n_rows{label}": len(used), f"mean_log_error{label}_before": before, f"mean_log_error{label}": after}

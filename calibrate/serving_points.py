@@ -12,7 +12,7 @@ from typing import Any
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine
-from .serving_recipes import SPECULATED, Recipe, Run, inferencex
+from .serving_recipes import ALWAYS_DATED, SPECULATED, Recipe, Run, inferencex, undated
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
@@ -138,10 +138,12 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     dtype, experts = _formats(
         model, label, _dtype(row.get("gemm_quant_mode"), row.get("precision")), _dtype(row.get("moe_quant_mode")) if moe else ""
     )
-    date = str(row.get("measured_date"))[:10] if isinstance(row.get("measured_date"), str) else ""
+    known = row.get("measured_date")
+    date = known[:10] if isinstance(known, str) else ALWAYS_DATED.get(model, "")
     isl, osl, gpu = _int(row, "isl"), _int(row, "osl"), registry.accelerator(str(row["gpu"])).name
     load = _int(row, "concurrency")
-    plan, recipe = _launched(str(row["framework"]), row.get("framework_version"), model, gpu, date, (isl, osl, load), (tp, dp, ep), dtype, experts)
+    release = row.get("framework_version")
+    plan, recipe = _launched(str(row["framework"]), release, model, gpu, date, (isl, osl, load), (tp, dp, ep), dtype, experts)
     return ServePoint(
         id=name,
         source=f"{row['framework']} {row['gpu']} {model}",
@@ -192,20 +194,19 @@ def _launched(
     """The plan and launch script of a run; ``date`` is empty for runs outside InferenceX. Unusable if it speculated unsaid."""
     isl, osl, clients = load
     tp, dp, ep = layout
-    engine, recipe = engine_profile(framework, version), Recipe()
+    engine, recipe = engine_profile(framework, version), undated(framework, str(version))
     if date:
         family = engine.partition("-")[0]
         if family == "trtllm" and registry.model(model).n_mtp_layers and date in SPECULATED:
             raise Unusable(f"speculative decoding with an unpublished acceptance rate ({SPECULATED[date]})")
-        blackwell = registry.accelerator(gpu).compute_capability in ("10.0", "10.3")
         four = "nvfp4" in (dtype, experts)
-        run = Run(engine=family, model=model, blackwell=blackwell, four_bit=four, tp=tp, isl=isl, osl=osl, concurrency=clients, date=date)
+        run = Run(engine=family, model=model, gpu=gpu, four_bit=four, tp=tp, isl=isl, osl=osl, concurrency=clients, date=date)
         recipe = inferencex(run)
         engine = engine_profile(framework, version, asynchronous=recipe.asynchronous)
     plan = EnginePlan(
         tp=tp,
         dp=dp,
-        ep=ep,
+        ep=tp * dp if recipe.expert_parallel else ep,
         weight_dtype=dtype,
         expert_dtype=experts,
         kv_dtype=recipe.kv_dtype or _kv(dtype, engine),

@@ -43,10 +43,9 @@ def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str,
     model, system = registry.model(point.model), replace(_system(point.gpu, point.plan.n_gpus), engine=engine)
     kind = replica_model(model, plan, system, work)
     run = closed_loop(kind, plan, engine, work, per_replica, point.recipe)
-    sent, first, finish, end = run.sent_s, run.first_s, run.finish_s, run.end_s
-    served = np.isfinite(finish)
-    rate = replicas / end / point.n_gpus
-    return _latencies(sent[served], first[served], finish[served], output[served]) | {
+    served = np.isfinite(run.finish_s)
+    rate = replicas / run.end_s / point.n_gpus
+    return _latencies(run.sent_s[served], run.first_s[served], run.finish_s[served], output[served]) | {
         "output_tokens_per_s": float(rate * point.n_gpus * output[served].sum()),
         "output_tokens_per_s_per_gpu": float(rate * output[served].sum()),
         "total_tokens_per_s_per_gpu": float(rate * (output + prompt)[served].sum()),

@@ -1,8 +1,9 @@
-"""How public benchmark suites launched their engines: limits, cache formats and how new requests are let in.
+"""How public benchmark suites launched their engines: limits, cache formats, and how new requests are let in.
 
 Source: SemiAnalysisAI/InferenceX (formerly InferenceMAX), ``benchmarks/*.sh`` at 9596d23d7 (2025-10, Llama 70B), 700f3054b (2025-11) and
-0f78cf4eb (2026-03). Every run: prompts and answers of 80 to 100 % of the nominal length, ten requests a client, all clients at once,
-answers cut only by length, no prefix cache, eager sampling.
+0f78cf4eb (2026-03), and their later versions to 2026-04-25. Every run:
+prompts and answers of 80 to 100 % of the nominal length, ten requests a client, all clients at once, answers cut only by length, no
+prefix cache.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Recipe:
 
     A server that polls looks for new requests every ``poll_steps`` decode steps (SGLang's scheduler-recv-interval). One that waits holds
     new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
-    batch_wait_timeout_iters and batch_wait_max_tokens_ratio).
+    batch_wait_timeout_iters and batch_wait_max_tokens_ratio). ``expert_parallel``: experts are split whole over the GPUs unasked.
     """
 
     token_budget: int = 0
@@ -31,22 +32,27 @@ class Recipe:
     wait_steps: int = 0
     wait_fill_frac: float = 1.0
     asynchronous: bool = False
+    expert_parallel: bool = False
     lengths_low_frac: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A benchmark run as its table row names it; ``date`` is ISO or empty; ``large`` says Blackwell."""
+    """A benchmark run as its table row names it; ``date`` is ISO. ``gpu`` is our name of the card."""
 
     engine: str
     model: str
-    blackwell: bool
+    gpu: str
     four_bit: bool
     tp: int
     isl: int
     osl: int
     concurrency: int
     date: str
+
+    @property
+    def blackwell(self) -> bool:
+        return self.gpu in ("b200", "b300", "gb200", "gb300")
 
 
 def inferencex(run: Run) -> Recipe:
@@ -57,7 +63,21 @@ def inferencex(run: Run) -> Recipe:
     return Recipe(**base, **(script(run) if script else {}))  # type: ignore[arg-type]
 
 
-FAMILIES = (("llama", "llama"), ("gpt-oss", "gpt-oss"), ("deepseek", "deepseek"), ("kimi", "kimi"))
+def undated(framework: str, version: str) -> Recipe:
+    """A run that is not of InferenceX: its load generator is not published. Lengths spread by 2 %, as prompts made of random tokens do.
+
+    Of 1, 2, 5, 10, 20 and 40 % this fits the TTFT of the fitting fifth best: clients that start together fall out of step as fast as
+    theirs. The runs of IN_STEP wait as long as if all stayed in step.
+    """
+    exact = any(framework.lower().startswith(name) and version.startswith(v) for name, v in IN_STEP)
+    return Recipe(lengths_low_frac=1.0 if exact else 0.98)
+
+
+IN_STEP = (("sglang", "0.5.1."),)
+ALWAYS_DATED = {"kimi-k2": "2026-03"}
+"""Models that only InferenceX measured, for rows that lost their date."""
+
+FAMILIES = (("llama", "llama"), ("gpt-oss", "gpt-oss"), ("deepseek", "deepseek"), ("kimi", "kimi"), ("minimax", "minimax"))
 
 
 def _llama_vllm(run: Run) -> dict[str, object]:
@@ -98,7 +118,26 @@ def _deepseek_trtllm(run: Run) -> dict[str, object]:
     return {"token_budget": budget, "kv_dtype": "fp8"} | held
 
 
+TUNED_BLACKWELL = {"kv_dtype": "fp8", "largest_graph": 2048}
+
+
+def _kimi_vllm(run: Run) -> dict[str, object]:
+    if not run.four_bit:
+        return {"memory_utilization_frac": 0.95}
+    return TUNED_BLACKWELL | {"token_budget": 2 * run.isl} if run.date >= "2026-04-20" and run.gpu == "b200" else {}
+
+
+def _minimax_vllm(run: Run) -> dict[str, object]:
+    if run.blackwell and run.date >= "2026-04":
+        return TUNED_BLACKWELL | {"token_budget": 2 * run.isl}
+    if run.gpu == "h100-sxm":
+        return {"max_num_seqs": 256}
+    return {"memory_utilization_frac": 0.95, "expert_parallel": True}
+
+
 SCRIPTS = {
+    ("vllm", "kimi"): _kimi_vllm,
+    ("vllm", "minimax"): _minimax_vllm,
     ("vllm", "llama"): _llama_vllm,
     ("trtllm", "llama"): _llama_trtllm,
     ("vllm", "gpt-oss"): _gpt_oss_vllm,
