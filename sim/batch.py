@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .speculate import Acceptance
+from .speculate import FIRST_STEPS, Acceptance
 
-ROWS = 64
+ROWS = FIRST_STEPS
 """Steps for which the draws of a sequence are prepared at once."""
 
 
@@ -78,9 +78,12 @@ class Batch:
         self._length[i], self._last[i], self._full[i], self._has[i] = length, last, last + self._round_up, blocks
         self.n, self.kv, self.blocks = i + 1, self.kv + length, self.blocks + blocks
         if self._acceptance is not None:
-            self._began[i] = self.step + 1 - self._decoded.pop(q, 0)
-            if (self.step + 1) % ROWS:
+            before, row = self._decoded.pop(q, 0), (self.step + 1) % ROWS
+            self._began[i] = self.step + 1 - before
+            if before:
                 self._draw(i, i + 1, self.step + 1)
+            else:
+                self._gains[row:, i] = self._acceptance.first_runs(q)[: ROWS - row] + 1
 
     def leave(self, q: int, *, back: bool = False) -> tuple[int, int]:
         """Take a sequence out, for good unless ``back``; returns (tokens, blocks) it holds. The last one takes its column."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from heapq import heappop
 from typing import Protocol
 
+import numpy as np
+
 from ..costmodels.speculation_time import VerifyTimes
 from ..costmodels.step_times import StepTimes
 from ..scenarios.errors import BadInput
@@ -126,6 +128,7 @@ class SteppingReplica(Replica):
         if not chunks and not n:
             self.now += extra
             self.busy_ps += extra
+            self.open = True
             return starved
         decodes = policy.mixed or not chunks
         dt = self._time(queries, gamma, chunks, decodes) + extra + fetched
@@ -233,7 +236,7 @@ class SteppingReplica(Replica):
         size = r.prompt[q]
         hold = self._blocks(size + r.output[q] - 1 if self.policy.reserve_output else size)
         if self.store is None:
-            return hold, r.cached[q]
+            return 0 if self.landed else hold, r.cached[q]
         hit, shared = self.store.match(q, self.free)
         return -shared if self.landed else hold - shared, max(r.cached[q], min(hit, size - 1))
 
@@ -270,7 +273,7 @@ class SteppingReplica(Replica):
         n = batch.n
         gained, gains, done = batch.advance(gamma, grow=not self.policy.reserve_output)
         if gamma and self.controller is not None and self.controller.moving:
-            self.controller.learn(gains - 1, gamma)
+            self.controller.learn(gained - n, int(np.count_nonzero(gains <= gamma)))
         self._log_gaps(n, gained, dt)
         for q in done:
             self._leave(q, dt)

@@ -17,7 +17,7 @@ class Guesser:
 
     choose: Callable[[int, int, int, int, int], int]
     right: Callable[[int, int, int], bool]
-    learn: Callable[[list[int], int], None]
+    learn: Callable[[int, int], None]
     watch: Callable[[int, int, bool], None]
 
 
@@ -181,22 +181,23 @@ class NaiveStepping:
         return layers + self.verify.fixed[gamma][rows] + self.verify.per_kv[gamma][len(decodes)] * kv
 
     def decode(self, decoding: list[Seq], gamma: int, grown: dict[int, int]) -> None:
-        runs = []
+        accepted = rejected = 0
         for s in list(decoding):
             turn = self.turns[s.id]
             s.blocks += grown[s.id]
             run = 0
             while self.guesser and run < 64 and self.guesser.right(s.id, turn.steps, run):
                 run += 1
-            runs.append(run)
+            rejected += run < gamma
             turn.steps += 1
-            for _ in range(1 + min(run, gamma)):
+            for i in range(1 + min(run, gamma)):
+                accepted += i > 0
                 s.computed += 1
                 self.answer(s)
                 if s.answered == s.output:
                     break
         if self.guesser and gamma:
-            self.guesser.learn(runs, gamma)
+            self.guesser.learn(accepted, rejected)
         if not any(s.decoding and not s.padding for s in self.running):
             padding = [s for s in self.running if s.padding]
             for s in padding:

@@ -140,7 +140,8 @@ def test_goodput_learns_acceptance():
     before = good.choose(8, 8, 8000)
     draws = Acceptance(spec(accept_frac=0.2), 8, 0)
     for step in range(2000):
-        good.learn(draws.runs(np.arange(8), np.array([step])), 3)
+        runs = draws.runs(np.arange(8), np.array([step]))
+        good.learn(int(np.minimum(runs, 3).sum()), int((runs < 3).sum()))
     assert good.accepted / good.tried == pytest.approx(0.2, abs=0.04)
     assert good.choose(8, 8, 8000) < before
 

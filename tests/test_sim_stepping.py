@@ -117,7 +117,7 @@ def test_speculation_equals_a_token_by_token_engine(
     other = Controller(spec, verify, seats, limits.budget)
     guesser = Guesser(
         other.choose, lambda q, step, i: i < run(q, step),
-        lambda runs, g: other.learn(np.array(runs), g) if other.moving else None, other.watch if other.moving else lambda *_: None,
+        *((other.learn, other.watch) if other.moving else (lambda *_: None,) * 2),
     )  # fmt: skip
     slow = NaiveStepping(seqs_of(rows, requests), verify, policy, limits, guesser, n_layers=3)
     slow.run()
