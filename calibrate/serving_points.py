@@ -233,8 +233,9 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     tp = _int(row, "tp", 1) or 1
     n_gpus = _int(row, "num_gpus", tp) or tp
     dp, ep = max(_int(row, "dp_attention", 1), 1), max(_int(row, "ep", 1), 1)
-    if tp * dp > n_gpus or n_gpus % (tp * dp):
-        raise Unusable(f"tp={tp} with attention dp={dp} does not divide {n_gpus} GPUs")
+    pp = max(_int(row, "pp", 1), 1)
+    if tp * dp * pp > n_gpus or n_gpus % (tp * dp * pp):
+        raise Unusable(f"tp={tp}, pp={pp} with attention dp={dp} does not divide {n_gpus} GPUs")
     load = _int(row, "batch") if static else _int(row, "concurrency")
     offline = source.startswith("TensorRT-LLM perf-overview v0.15")
     if not load and not offline:
@@ -253,7 +254,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         model=model,
         gpu=gpu,
         n_gpus=n_gpus,
-        plan=replace(plan, policy="static") if static else plan,
+        plan=replace(plan, pp=pp, policy="static" if static else ""),
         isl=isl,
         osl=osl,
         concurrency=load,

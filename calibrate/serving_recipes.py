@@ -95,7 +95,7 @@ def _gpt_oss_vllm(run: Run) -> dict[str, object]:
 
 
 def _gpt_oss_trtllm(run: Run) -> dict[str, object]:
-    return {"token_budget": 20000, "kv_dtype": "fp8" if run.blackwell else "bf16"}
+    return {"token_budget": 20000, "kv_dtype": "fp8" if run.blackwell else "bf16", "memory_utilization_frac": 0.85}
 
 
 def _deepseek_sglang(run: Run) -> dict[str, object]:
@@ -115,7 +115,7 @@ def _deepseek_trtllm(run: Run) -> dict[str, object]:
     budget = max((run.concurrency + run.isl + 127) // 64 * 64, least)
     waits = run.blackwell and not run.four_bit and run.date >= "2026" and run.isl == run.osl == 1024 and run.concurrency >= 64
     held = {"wait_steps": 40, "wait_fill_frac": 0.8} if waits else {}
-    return {"token_budget": budget, "kv_dtype": "fp8"} | held
+    return {"token_budget": budget, "kv_dtype": "fp8", "memory_utilization_frac": 0.8 if run.blackwell else 0.75} | held
 
 
 TUNED_BLACKWELL = {"kv_dtype": "fp8", "largest_graph": 2048}

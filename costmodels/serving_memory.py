@@ -66,6 +66,8 @@ def serve_memory(
 ) -> ServeMemory:
     """What a replica's GPU holds, and the KV pool ``floor((hbm·utilisation − weights − activations − context) / block bytes)``.
 
+    Where the engine's share is one of what is free: ``floor((hbm − weights − activations − context)·utilisation / block bytes)``.
+
     Activations are the largest step's hidden states and the widest FFN intermediate in 16 bits plus fp32 logits of one row a sequence.
     Raises BadInput when the KV format is unknown or the weights leave no room for one block.
     """
@@ -76,6 +78,9 @@ def serve_memory(
     activations = rows * (4 * model.hidden + widest) * 2 + 2 * max_seqs / (plan.dp * plan.cp) * model.vocab / plan.tp * 4
     held = weights_bytes(model, plan)
     limit = gpu.hbm_bytes * engine.memory_utilization_frac
+    if engine.memory_frac_of_free:
+        fixed = held + activations + engine.context_bytes
+        limit = fixed + max(gpu.hbm_bytes - fixed, 0) * engine.memory_utilization_frac
     if plan.attention_ffn:
         check_ffn_fits(model, plan, gpu, limit - engine.context_bytes)
     per_token = kv_bytes_per_token(model, plan)

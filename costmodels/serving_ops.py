@@ -129,22 +129,26 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_a
     router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + system.roofline.stream_s(4 * t * model.n_experts)
     shared = _ffn_s(model, system, t, model.shared_hidden / plan.tp, plan.weight_dtype) if model.shared_hidden else 0.0
     ep = plan.ep if plan.ep > 1 else 1
-    measured = _measured_experts(plan, system)
-    if measured:
+    formats = _measured_experts(plan, system)
+    if formats:
         split = plan.tp * plan.dp / ep
 
         def even_s(tokens: Array) -> Array:
-            return system.roofline.moe_layer_s(
-                tokens,
-                hidden=model.hidden,
-                inter=model.moe_ffn_hidden,
-                topk=model.top_k,
-                n_experts=model.n_experts,
-                tp=split,
-                ep=ep,
-                routing="balanced" if plan.expert_skew or plan.redundant_experts else ROUTING,
-                dtype=measured,
-            )
+            prices = [
+                system.roofline.moe_layer_s(
+                    tokens,
+                    hidden=model.hidden,
+                    inter=model.moe_ffn_hidden,
+                    topk=model.top_k,
+                    n_experts=model.n_experts,
+                    tp=split,
+                    ep=ep,
+                    routing="balanced" if plan.expert_skew or plan.redundant_experts else ROUTING,
+                    dtype=measured,
+                )
+                for measured in formats
+            ]
+            return np.minimum.reduce(prices)
 
         return router + shared + uneven_s(model, plan, t_all, even_s)
     return router + shared + _unmeasured_experts_s(model, plan, system, t_all, ep)
@@ -153,16 +157,17 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_a
 ROUTING = "power_law_1.01"
 """The measured routing nearest to what requests cause: 16 tokens touch 62 % of 128 experts at top 8, random routing 64 %; the measured
 ``balanced`` one deals pairs out in turn and touches them all, which doubles the price of a small decode batch."""
-MEASURED_EXPERTS = {"int4": ("int4_wo",), "mxfp4": ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4")}
-"""Our weight formats -> the measured MoE formats where the names differ, best first: engines multiply MXFP4 experts by 8-bit activations
-on cards that can (TensorRT-LLM always, vLLM where asked), by 16-bit ones on others."""
+MEASURED_EXPERTS = {"int4": ("int4_wo",), "mxfp4": ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4"), "fp8": ("fp8", "fp8_block")}
+"""Our weight formats -> the measured MoE formats that may price them, and the cheaper does: engines run the faster of their kernels. MXFP4
+experts are multiplied by 8-bit activations on cards that can (TensorRT-LLM always, vLLM where asked). Scaled by blocks or as a whole, 8-bit
+experts cost the same to read and multiply; the kernel measured for the latter on Hopper is 3 to 8 times slower than its bytes."""
 
 
-def _measured_experts(plan: EnginePlan, system: ServeSystem) -> str:
-    """The measured format of MoE layers that prices this plan's experts; '' if the card has none."""
+def _measured_experts(plan: EnginePlan, system: ServeSystem) -> list[str]:
+    """The measured formats of MoE layers that price this plan's experts; none if the card has none."""
     families = system.roofline.calibration.families
     known = MEASURED_EXPERTS.get(plan.experts_in, (plan.experts_in,))
-    return next((name for name in known if any(key.startswith(f"moe.{name}.") for key in families)), "")
+    return [name for name in known if any(key.startswith(f"moe.{name}.") for key in families)]
 
 
 def _unmeasured_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array, ep: int) -> Array:
