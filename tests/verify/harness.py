@@ -115,16 +115,16 @@ EXTRA = Path(sys.prefix) / "verify"
 needs_extra = pytest.mark.skipif(not EXTRA.is_dir(), reason=f"{EXTRA} is missing: run tests/verify/install.sh")
 
 
-def in_fork(folder: Path, check: Callable[[], None], stubs: tuple[str, ...] = ()) -> None:
+def in_fork(folder: Path, check: Callable[[], None], stubs: tuple[str, ...] = (), extra: Path = EXTRA, timeout_s: float = 120.0) -> None:
     """Run ``check`` in a fork of this process that also sees the extra packages, so that they and their stubs touch no other test."""
 
     def rank_main(rank: int) -> None:
         os.chdir(folder)
-        sys.path.append(str(EXTRA))
+        sys.path.append(str(extra))
         sys.meta_path.append(Stubs(stubs))
         check()
 
-    run_ranks(1, folder, rank_main)
+    run_ranks(1, folder, rank_main, timeout_s)
 
 
 def _attribute(*owner_and_name: Any) -> Any:
