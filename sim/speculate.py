@@ -106,8 +106,12 @@ class Controller:
         for fixed, per_kv in self._tables[: most + 1]:
             checked, rest = rows * q, fixed[rows] + per_kv[n] * (kv + n * q)
             tokens += power  # Σ α^i to γ = (1 − α^(γ+1))/(1 − α)
-            pace = min(pace, (linear[checked] + rest) / tokens)
-            work = min(work, (linear[checked + beside] + rest - alone) / tokens)
+            own = (linear[checked] + rest) / tokens
+            if own < pace:
+                pace = own
+            own = (linear[checked + beside] + rest - alone) / tokens
+            if own < work:
+                work = own
             options.append((checked, rest, tokens))
             power *= alpha
             q += width
@@ -117,7 +121,9 @@ class Controller:
         answer_value, prompt_value = n * pace + later * work, (n_prompts + later) * prompt_work
         best, best_rate = 0, 0.0
         for gamma, (checked, rest, tokens) in enumerate(options):
-            prompts = min(prompt_tokens, budget - checked)
+            prompts = budget - checked
+            if prompts > prompt_tokens:
+                prompts = prompt_tokens
             rate = (tokens * answer_value + prompts * prompt_value) / (linear[checked + prompts] + rest)
             if rate > best_rate:
                 best, best_rate = gamma, rate

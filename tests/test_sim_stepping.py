@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engine import NaiveEngine, Seq
 from naive_stepping import Guesser, NaiveStepping
 from roofplan.costmodels.speculation_time import VerifyTimes
+from roofplan.costmodels.step_times import StepTimes
+from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving_parts import KvTier, Speculation
 from roofplan.sim.engine import Limits, Replica
 from roofplan.sim.kvstore import PrefixCache, PromptBlocks
@@ -133,3 +136,61 @@ def test_layered_prefill_equals_a_naive_loop(layers, rows, seats, extra, block, 
     slow = NaiveStepping(seqs_of(rows, requests), toy_verify(0), LAYERED, limits, None, layers)
     slow.run()
     same(requests, engine, slow.seqs, slow)
+
+
+@dataclass
+class Bent:
+    """Step times that are no sum of parts: affine ones, and the same to the power of 1.1."""
+
+    times: StepTimes
+    power: float = 1.0
+    swap: int = 1_234_567
+    max_tokens: int = 599
+
+    def step_ps(self, n_decodes: int, kv_sum: int, chunks: list[tuple[int, int]]) -> int:
+        ps = self.times.step_ps(n_decodes, kv_sum, chunks)
+        return ps if self.power == 1 else round(ps**self.power)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(name=st.sampled_from(PLAIN), **SHAPE)
+def test_step_prices_that_are_affine_give_what_the_tables_give(name, rows, seats, extra, block, spare, swap, cut):
+    work, limits = workload(rows), room(rows, block, seats, extra, spare, swap)
+    name = "vllm-v0" if name == "static" else name  # padding rows attend to nothing, which a price of whole steps cannot tell
+    engines = [Replica(Requests(work), toy_times(), POLICIES[name], limits),
+               SteppingReplica(Requests(work), Bent(toy_times()), POLICIES[name], limits)]  # fmt: skip
+    found = [(list(r.first), list(r.finish)) for r in (played(engine, len(work), cut * 1_000_000) for engine in engines)]
+    assert found[0] == found[1]
+
+
+def test_steps_that_are_not_affine_are_priced_whole():
+    price, requests = Bent(toy_times(), 1.1), Requests(workload([(0, 20, 4, 0), (0, 30, 2, 0)]))
+    limits = Limits(budget=64, max_seqs=8, blocks=10, block_tokens=16)
+    played(SteppingReplica(requests, price, POLICIES["vllm-v1"], limits), 2)
+    both, pair = price.step_ps(0, 0, [(20, 0), (30, 0)]), price.step_ps(2, 21 + 31, [])
+    assert list(requests.first) == [both, both]
+    assert list(requests.finish) == [both + pair + price.step_ps(1, 22, []) + price.step_ps(1, 23, []), both + pair]
+
+
+def test_prompts_past_the_tables_are_rejected():
+    limits = Limits(budget=64, max_seqs=8, blocks=1000, block_tokens=16)
+    for policy, accepted in (("orca", False), ("vllm-v1", True)):
+        engine = SteppingReplica(Requests(workload([(0, 595, 1, 0)])), Bent(toy_times()), POLICIES[policy], limits)
+        assert engine.submit(0) is accepted
+    assert not SteppingReplica(Requests(workload([(0, 100, 16_000, 0)])), toy_times(), POLICIES["vllm-v1"], limits).submit(0)
+
+
+def test_layers_and_guesses_need_affine_tables():
+    limits = Limits(budget=64, max_seqs=8, blocks=10, block_tokens=16)
+    with pytest.raises(BadInput, match="speculation and policy=layered need affine step tables"):
+        SteppingReplica(Requests(workload([(0, 20, 4, 0)])), Bent(toy_times()), POLICIES["layered"], limits)
+
+
+def test_a_prompt_in_groups_of_layers_answers_after_as_many_steps():
+    """50 tokens in groups of 24: three groups; each step costs a third of the whole prompt's and nothing else runs."""
+    requests, times = Requests(workload([(0, 50, 1, 0)])), toy_times()
+    limits = Limits(budget=64, max_seqs=8, blocks=10, block_tokens=16)
+    engine = SteppingReplica(requests, times, LAYERED, limits, n_layers=48)
+    played(engine, 1)
+    assert engine.n_steps == 3
+    assert requests.first[0] == 3 * ((times.linear[50] + times.prefill[50]) // 3 + times.decode[0])
