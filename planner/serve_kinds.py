@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..costmodels.serving_memory import serve_memory
 from ..costmodels.serving_ops import ServeSystem
+from ..costmodels.speculation_time import gamma_table, memory_with_draft
 from ..scenarios.deployment import Deployment
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan
@@ -114,29 +115,37 @@ def kinds_of(ask: ServeAsk, system: ServeSystem, rejected: Rejected) -> Kinds:
             sizes = space.budgets(ask)
             n += len(sizes)
             try:
-                priced, most = _priced(ask, system, load, plan, sizes[-1])
+                priced, plan = _priced(ask, system, load, plan, sizes[-1])
             except BadInput as error:
                 rejected.add("memory" if "no room" in str(error) else "limits", f"{space.describe(plan)}: {error}", len(sizes))
                 continue
             for budget in sizes:
-                kind = _kind(ask, system, load, dataclasses.replace(plan, token_budget=budget, max_num_seqs=most), priced)
+                kind = _kind(ask, system, load, dataclasses.replace(plan, token_budget=budget), priced)
                 if isinstance(kind, str):
                     rejected.add(kind.partition(":")[0], f"{space.describe(plan)}: {kind.partition(': ')[2]}")
                     continue
                 mixed.append(kind)
                 if budget == space.prefill_budget(ask):
-                    decode.append(kind)
+                    decode += [_decoder(ask, load, kind)] if not plan.kv_tiers else []
                     prefill += [kind] if not plan.speculation else []
     return Kinds(mixed=tuple(mixed), prefill=tuple(prefill), decode=tuple(decode), n_candidates=n)
 
 
-def _priced(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, budget: int) -> tuple[ReplicaModel, int]:
-    """The replica's tables as far as any budget reaches, and its seats: more than the engine's default where the KV pool holds more."""
-    base = replica_model(ask.model, dataclasses.replace(plan, token_budget=budget, max_num_seqs=space.SEATS), system, load.work)
-    if base.limits.blocks * base.limits.block_tokens < 1.5 * space.SEATS * float((load.prompt + load.steps).mean()):
-        return base, space.SEATS
-    wide = dataclasses.replace(plan, token_budget=budget, max_num_seqs=space.MANY_SEATS)
-    return replica_model(ask.model, wide, system, load.work), space.MANY_SEATS
+def _priced(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, budget: int) -> tuple[ReplicaModel, EnginePlan]:
+    """The replica's tables as far as any budget reaches, and the plan with its seats and, where it speculates, its γ(B).
+
+    Seats are more than the engine's default where the KV pool holds more.
+    """
+    plan = dataclasses.replace(plan, token_budget=budget, max_num_seqs=space.SEATS)
+    priced = replica_model(ask.model, plan, system, load.work)
+    if priced.limits.blocks * priced.limits.block_tokens >= 1.5 * space.SEATS * float((load.prompt + load.steps).mean()):
+        plan = dataclasses.replace(plan, max_num_seqs=space.MANY_SEATS)
+        priced = replica_model(ask.model, plan, system, load.work)
+    guess = plan.speculation
+    if guess and priced.verify and guess.controller == "fixed" and not guess.gamma_by_batch:
+        table = gamma_table(priced.verify, guess, plan.max_num_seqs, float((load.prompt + load.steps / 2).mean()))
+        plan = dataclasses.replace(plan, speculation=dataclasses.replace(guess, gamma_by_batch=table))
+    return priced, plan
 
 
 def _kind(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, priced: ReplicaModel) -> Kind | str:
@@ -145,10 +154,19 @@ def _kind(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, pric
         plan = dataclasses.replace(plan, max_num_seqs=plan.token_budget)
     block = priced.limits.block_tokens
     memory = serve_memory(ask.model, plan, system.engine, system.accelerator, plan.token_budget, plan.max_num_seqs, block)
+    memory = memory_with_draft(memory, plan, block)
     limits = dataclasses.replace(priced.limits, budget=plan.token_budget, max_seqs=plan.max_num_seqs, blocks=memory.kv_blocks)
     model = dataclasses.replace(priced, memory=memory, limits=limits)
     bounds = serve_bounds(load, plan, model, ask.slo)
     return bounds.why or Kind(plan=plan, model=model, bounds=bounds)
+
+
+def _decoder(ask: ServeAsk, load: Load, kind: Kind) -> Kind:
+    """The replica as it decodes what others prefilled: without a prefix cache, which only prompts use."""
+    if not kind.plan.prefix_cache:
+        return kind
+    plan = dataclasses.replace(kind.plan, prefix_cache=False)
+    return Kind(plan=plan, model=kind.model, bounds=serve_bounds(load, plan, kind.model, dataclasses.replace(ask.slo, ttft_s=math.inf)))
 
 
 def candidates(ask: ServeAsk, kinds: Kinds) -> list[Candidate]:
@@ -157,7 +175,7 @@ def candidates(ask: ServeAsk, kinds: Kinds) -> list[Candidate]:
     sizes = group_sizes(ask)
     for first in kinds.prefill:
         for second in kinds.decode:
-            if (first.plan.weight_dtype, first.plan.kv_dtype) == (second.plan.weight_dtype, second.plan.kv_dtype):
+            if space.same_formats(first.plan, second.plan):
                 found += _groups(first, second, sizes)
     return found
 

@@ -48,13 +48,17 @@ class Race:
             waiting = {i for i in waiting if self.worth(self.found[i], self.found[i].bound_per_s) > max(floor, self._known(i))}
             if not waiting:
                 break
-            i = max(sorted(waiting), key=self._guess)
+            i = max(sorted(waiting), key=lambda i: (self._families[i][0] not in self._share_of_kinds(), self._guess(i)))
             waiting.discard(i)
             beat = max(ranked[self.top - 1] if len(ranked) >= self.top else 0.0, self._known(i))
             self._play(i, beat)
         self.confirm()
         if self.ask.objective == "throughput":
             self.close()
+
+    def _share_of_kinds(self) -> set[str]:
+        """Whether a whole replica, and a split group, were played: one of each comes first."""
+        return {name[0] for name in self._share}
 
     def confirm(self) -> None:
         """Play the groups that would be shown, or are part of the best mix, in the full simulator, until all of them stand."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from ..costmodels.serving_context import spread
+from ..costmodels.serving_ops import layers_s, messages_s
+from ..scenarios.serving import EnginePlan
 from ..scenarios.units import show_tokens
 from .serve_ask import ServeAsk
 from .serve_bound import ATTAIN_FRAC
@@ -18,7 +23,7 @@ PROMISES = {"ttft": "time to first token", "tpot": "time per output token", "e2e
 def limit_sentence(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice], rejected: list[dict[str, Any]]) -> tuple[str, str]:
     """(limit, sentence): what fails first when the winner's load grows, or what felled most candidates where nothing is kept."""
     if kept:
-        return _binding(ask, kept[0])
+        return _binding(ask, decision, kept[0])
     if decision.choices:
         best = max(c.goodput_per_s for c in decision.choices)
         return "rate", f"the best fleet carries {best:.4g} of the {ask.rate_per_s:.4g} requests/s"
@@ -29,7 +34,7 @@ def limit_sentence(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoic
     return str(worst["reason"]), str(worst["example"])
 
 
-def _binding(ask: ServeAsk, winner: ServeChoice) -> tuple[str, str]:
+def _binding(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice) -> tuple[str, str]:
     name, seen = winner.limit, winner.seen
     if seen.n_preempted:
         return "hbm", f"HBM: the KV cache is full and {seen.n_preempted:,} requests were preempted"
@@ -40,13 +45,15 @@ def _binding(ask: ServeAsk, winner: ServeChoice) -> tuple[str, str]:
         return name, f"{PROMISES[name]}: {kept}; it passes {promised} first when the load grows"
     if name == "load":
         return name, f"the load: {ask.concurrency:,} clients wait for their answers" if ask.concurrency else "the load that was asked for"
-    where = bottleneck(winner)
+    where = bottleneck(ask, decision, winner)
     return where, f"{where.replace('_', ' ')}: more requests than {winner.goodput_per_s:.4g}/s would queue without end"
 
 
-def bottleneck(choice: ServeChoice) -> str:
-    """The pool or phase that limits the first part: the one with the lowest bound, or the phase that takes most of a mixed replica."""
+def bottleneck(ask: ServeAsk, decision: ServeDecision, choice: ServeChoice) -> str:
+    """What takes most of the first part's time: messages between GPUs, or the pool or phase with the lowest bound."""
     candidate = choice.parts[0].played.candidate
+    if messages_frac(ask, decision, (candidate.prefill or candidate.serve).plan) > 0.5:
+        return "links"
     decode = candidate.serve.bounds.decode_per_s
     if candidate.prefill is not None:
         prefill = candidate.n_prefill * candidate.prefill.bounds.prefill_per_s
@@ -54,16 +61,25 @@ def bottleneck(choice: ServeChoice) -> str:
     return "prefill_compute" if candidate.serve.bounds.prefill_per_s < decode else "decode_bandwidth"
 
 
-def why(ask: ServeAsk, kept: list[ServeChoice]) -> list[str]:
+def messages_frac(ask: ServeAsk, decision: ServeDecision, plan: EnginePlan) -> float:
+    """Part of a full step's time, attention over the cache left out, that its messages take: ``n_layers·messages / layers``."""
+    system, wide = decision.system, spread(plan)
+    tokens = np.array([float(plan.token_budget)])
+    per_rank = np.ceil(tokens / (wide.dp * wide.pp))
+    messages = ask.model.n_layers * messages_s(ask.model, wide, system, per_rank, ask.model.n_experts > 0)
+    return float((messages / layers_s(ask.model, wide, system, tokens))[0])
+
+
+def why(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice]) -> list[str]:
     """One sentence on the winner and one per runner-up on what it loses to."""
     if not kept:
         return []
     winner = kept[0]
-    head = f"rank 1 is limited by {_limit(ask, winner)}"
-    return [head] + [why_lost(ask, winner, other, rank) for rank, other in enumerate(kept[1:], 2)]
+    head = f"rank 1 is limited by {_limit(ask, decision, winner)}"
+    return [head] + [why_lost(ask, decision, winner, other, rank) for rank, other in enumerate(kept[1:], 2)]
 
 
-def why_lost(ask: ServeAsk, winner: ServeChoice, other: ServeChoice, rank: int) -> str:
+def why_lost(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice, other: ServeChoice, rank: int) -> str:
     """``rank 3 carries 5.8 % less: time per output token fails first``; what the objective counts comes first."""
     if ask.objective == "latency":
         return f"rank {rank} answers {show_s(other.seen.e2e_s - winner.seen.e2e_s)} later"
@@ -72,17 +88,17 @@ def why_lost(ask: ServeAsk, winner: ServeChoice, other: ServeChoice, rank: int) 
         return f"rank {rank} costs {more:.1%} more per token on {other.n_gpus} GPUs"
     less = 1 - other.goodput_per_s / winner.goodput_per_s
     if less > 0.0005:
-        return f"rank {rank} carries {less:.1%} less: limited by {_limit(ask, other)}"
+        return f"rank {rank} carries {less:.1%} less: limited by {_limit(ask, decision, other)}"
     later = other.seen.e2e_s - winner.seen.e2e_s
     return f"rank {rank} carries as much, {show_s(abs(later))} {'later' if later >= 0 else 'sooner'}"
 
 
-def _limit(ask: ServeAsk, choice: ServeChoice) -> str:
+def _limit(ask: ServeAsk, decision: ServeDecision, choice: ServeChoice) -> str:
     if choice.seen.n_preempted:
         return "KV memory"
     if choice.limit == "load":
         return "its load"
-    return PROMISES.get(choice.limit) or bottleneck(choice).replace("_", " ")
+    return PROMISES.get(choice.limit) or bottleneck(ask, decision, choice).replace("_", " ")
 
 
 def error_frac(ask: ServeAsk, decision: ServeDecision) -> dict[str, float]:

@@ -15,6 +15,7 @@ from roofplan.planner.serve_space import (
     options,
     parallel,
     prefill_budget,
+    same_formats,
 )  # fmt: skip
 from roofplan.scenarios.serving import EnginePlan
 from roofplan.scenarios.serving_parts import Speculation
@@ -67,10 +68,24 @@ def test_long_prompts_bring_context_parallelism_swap_and_wider_steps():
 
 
 def test_low_precision_is_used_only_when_allowed_and_as_the_card_can():
-    assert formats(ask()) == [("bf16", "bf16")]
-    assert formats(ask(allow_quant=True)) == [("bf16", "bf16"), ("fp8", "bf16"), ("fp8", "fp8")]
-    assert formats(ask(allow_quant=True, gpu_name="a100-80gb-sxm")) == [("bf16", "bf16"), ("int4", "bf16")]
-    assert ("nvfp4", "fp8") in formats(ask(allow_quant=True, gpu_name="b200"))
+    plain = ("bf16", "", "bf16")
+    assert formats(ask()) == [plain]
+    assert formats(ask(allow_quant=True)) == [plain, ("fp8", "", "bf16"), ("fp8", "", "fp8")]
+    assert formats(ask(allow_quant=True, gpu_name="a100-80gb-sxm")) == [plain, ("int4", "", "bf16")]
+    assert ("nvfp4", "", "fp8") in formats(ask(allow_quant=True, gpu_name="b200"))
+
+
+def test_a_checkpoint_is_served_in_its_own_format():
+    assert formats(ask(model_name="deepseek-v3")) == [("fp8_block", "", "bf16")]
+    assert formats(ask(model_name="gpt-oss-120b"))[0][1] == "mxfp4"
+    assert ("fp8_block", "", "fp8") in formats(ask(model_name="mixtral-8x7b", allow_quant=True))
+
+
+def test_pools_of_one_group_hold_equal_numbers():
+    one = EnginePlan(tp=2, weight_dtype="fp8", kv_dtype="fp8")
+    assert same_formats(one, dataclasses.replace(one, tp=4, expert_dtype="fp8"))
+    assert not same_formats(one, dataclasses.replace(one, kv_dtype="bf16"))
+    assert not same_formats(one, dataclasses.replace(one, expert_dtype="mxfp4"))
 
 
 def test_hashes_turn_the_prefix_cache_on_and_offer_host_memory():
@@ -94,4 +109,4 @@ def test_speculation_is_tried_beside_plain_decoding_only_when_given():
 def test_a_layout_in_words():
     plan = EnginePlan(tp=2, pp=2, weight_dtype="fp8", kv_dtype="fp8", token_budget=512, max_num_seqs=1024)
     assert describe(plan) == "tp=2 pp=2 fp8/fp8 KV budget 512 1024 seats"
-    assert describe(EnginePlan(speculation=Speculation())) == "tp=1 bf16 chain speculation"
+    assert describe(EnginePlan(speculation=Speculation())) == "tp=1 bf16 chain speculation to γ=3"
