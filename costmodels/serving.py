@@ -41,9 +41,11 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     Steps pad up to the engine's CUDA-graph sizes; a larger step launches its kernels one by one, which bounds it from below.
     """
     sizes = _grid(reach.tokens)
-    linear = layers_s(model, spread(plan), system, _padded(sizes, system.engine.graph_tokens)) * system.engine.kernel_frac
+    ranks = plan.dp * plan.cp
+    each = np.ceil(sizes / ranks)  # graphs are captured by the tokens of one attention rank
+    linear = layers_s(model, spread(plan), system, ranks * _padded(each, system.engine.graph_tokens)) * system.engine.kernel_frac
     eager = system.engine.launch_s * launched_kernels(model, system.engine.kernels_per_layer)
-    linear = np.where(sizes > max(system.engine.graph_tokens, default=0), np.maximum(linear, eager), linear)
+    linear = np.where(each > max(system.engine.graph_tokens, default=0), np.maximum(linear, eager), linear)
     all_linear = np.interp(np.arange(reach.tokens + 1), sizes, linear)
     all_linear[0] = 0.0
 
@@ -55,7 +57,7 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     launch = decode_attention_s(model, plan, system, some[:1], 1.0)[0]
     fixed = np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
     fixed[0] = launch
-    host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * seqs
+    host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * np.ceil(seqs / plan.dp)  # a scheduler for each dp rank
     decode = fixed + head_s(model, spread(plan), system, some) + host
     slope[0] = 0.0
 
