@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,22 @@ from numpy.typing import NDArray
 
 from ..costmodels.arrays import Array, Rows
 from ..costmodels.collectives import Network
+from ..costmodels.moe_curve import SKEWS
 from ..costmodels.roofline import Roofline
-from ..scenarios import registry
 from ..scenarios.calibration import Calibration, load_calibration
+from ..scenarios.errors import UnknownName
 from ..scenarios.hardware import Accelerator
-from .rows import load_tables, split, stream_bytes
-from .tables import DTYPES, Columns, columns_of
+from .foreign import calls, engines
+from .rows import bind, gpu_name, other_tables, split, stream_bytes
+from .tables import DTYPES, Columns, columns_of, read_frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """Rows of one table and family on one GPU: measured and predicted seconds, the interval's half width, rows no family prices."""
+    """Rows of one table and family on one GPU: measured and predicted seconds, the interval's half width (NaN: none is stated).
+
+    ``n_skipped`` rows have no price, for the ``reason`` given.
+    """
 
     table: str
     gpu: str
@@ -30,52 +36,76 @@ class Checked:
     measured_s: Array
     predicted_s: Array
     interval_frac: Array
-    n_skipped: int
+    n_skipped: int = 0
+    reason: str = ""
 
 
 def check_rows(tables: dict[str, Any], gpu: Accelerator, spellings: list[str], calibration: Calibration | None = None) -> Iterator[Checked]:
-    """Price every row of one GPU; rows of a family the calibration lacks are counted as skipped."""
+    """Price every row of one GPU; rows without a price are counted as skipped, with the reason."""
     fits = calibration or load_calibration(gpu)
-    roofline = Roofline(gpu, fits)
-    cluster = registry.cluster(gpu.name, 8)
-    network = Network(cluster, gpu, registry.link(cluster.intra), registry.link(cluster.inter), fits)
+    roofline, network = engines(gpu, fits)
     for table, frame in tables.items():
         own = frame[frame["gpu"].isin(spellings)]
-        taken = 0
+        left = set(own.index)
         for family, part in split(table, own, gpu):
-            taken += len(part)
-            rows = columns_of(part)
-            measured = rows["latency_us"] * 1e-6
-            empty = np.zeros(0)
-            if family not in fits.families:
-                yield Checked(
-                    table=table,
-                    gpu=gpu.name,
-                    family=family,
-                    rows={},
-                    measured_s=empty,
-                    predicted_s=empty,
-                    interval_frac=empty,
-                    n_skipped=len(part),
-                )
-            elif len(part):
+            if family in fits.families and len(part):
+                rows = columns_of(part)
                 predicted = price(family, rows, roofline, network)
-                width = roofline.interval_frac(family, predicted)
-                yield Checked(
-                    table=table,
-                    gpu=gpu.name,
-                    family=family,
-                    rows=rows,
-                    measured_s=measured,
-                    predicted_s=predicted,
-                    interval_frac=width,
-                    n_skipped=0,
-                )
-        if taken < len(own):
-            yield Checked(
-                table=table, gpu=gpu.name, family="", rows={}, measured_s=np.zeros(0), predicted_s=np.zeros(0), interval_frac=np.zeros(0),
-                n_skipped=len(own) - taken,
-            )  # fmt: skip
+                width = interval(family, part, predicted, roofline, network)
+                yield _checked(table, gpu, family, rows, rows["latency_us"] * 1e-6, predicted, width)
+            elif len(part):
+                yield skipped(table, gpu.name, len(part), f"the calibration of {gpu.name} has no {family}", family)
+            left -= set(part.index)
+        for call in calls(table, own, roofline, network):
+            left -= set(call.rows.index)
+            if call.reason:
+                yield skipped(table, gpu.name, len(call.rows), call.reason, call.family)
+                continue
+            predicted, nothing = call.price(), np.full(len(call.seconds), np.nan)
+            width = roofline.interval_frac(call.family, predicted) if call.family in fits.families else nothing
+            yield _checked(table, gpu, call.family, columns_of(call.rows), call.seconds, predicted, width)
+        if left:
+            yield skipped(table, gpu.name, len(left), UNPRICED.get(table, "no call prices these rows"))
+
+
+UNPRICED = {
+    "aic_moe": f"routing is none of {', '.join(SKEWS)}",
+    "device_copy": "copies that stay in the L2 cache tell nothing of memory",
+    "vidur_mlp": "element-wise work that stays in the L2 cache tells nothing of memory",
+    "vidur_network": "neither an all-reduce nor a send",
+}
+"""Table -> why rows of it have no price."""
+
+
+def skipped(table: str, gpu: str, n: int, reason: str, family: str = "") -> Checked:
+    """Rows without a price."""
+    none = np.zeros(0)
+    return Checked(
+        table=table, gpu=gpu, family=family, rows={}, measured_s=none, predicted_s=none, interval_frac=none, n_skipped=n, reason=reason
+    )
+
+
+def unpriced_tables(tables: dict[str, Any], folder: Path) -> Iterator[Checked]:
+    """Rows of GPUs that no data file describes, and of files that hold no kernels."""
+    for table, frame in tables.items():
+        for spelling, part in frame.groupby("gpu"):
+            if card(str(spelling)) == "":
+                yield skipped(table, str(spelling), len(part), f"no GPU called {spelling!r} is known")
+    for path, (column, why) in other_tables(folder).items():
+        for spelling, part in read_frame(path, (column,)).groupby(column):
+            yield skipped(path.stem, card(str(spelling)) or str(spelling), len(part), why)
+
+
+def card(spelling: str) -> str:
+    """The accelerator a table means; empty if none is known by this name."""
+    try:
+        return gpu_name(spelling)
+    except UnknownName:
+        return ""
+
+
+def _checked(table: str, gpu: Accelerator, family: str, rows: Columns, measured: Array, predicted: Array, width: Array) -> Checked:
+    return Checked(table=table, gpu=gpu.name, family=family, rows=rows, measured_s=measured, predicted_s=predicted, interval_frac=width)
 
 
 def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> Array:
@@ -94,13 +124,20 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
     if kind == "stream":
         return roofline.stream_s(stream_bytes(rows))
     if kind == "moe_alltoall":
-        return network.dispatch_s(rows["num_tokens"], rows["hidden_size"], rows["topk"], rows["ep_size"], *rest.split("."))
+        sizes = (rows[n] for n in ("num_tokens", "hidden_size", "topk", "ep_size"))
+        return network.dispatch_s(*sizes, *rest.split("."), rows["num_experts"])
     if family == "collective.p2p":
         return network.p2p_s(rows["bytes"], 1)
     if kind == "custom_allreduce":
         return network.custom_all_reduce_s(rows["message_bytes"], rows["num_gpus"], rest)
     call: Callable[..., Array] = getattr(network, f"{rest.split('.')[0]}_s")
     return call(rows["message_bytes"], rows["num_gpus"], 1, **({"dtype": "int8"} if rest == "all_reduce.int8" else {}))
+
+
+def interval(family: str, frame: Any, price_s: Array, roofline: Roofline, network: Network) -> Array:
+    """Half widths of the 80 % intervals of rows' prices, wider outside the sizes measured."""
+    coordinates = bind(family, frame, roofline.gpu, network.intra, "").coordinates
+    return roofline.interval_frac(family, price_s, roofline.octaves_beyond(family, *coordinates))
 
 
 def _attention(decode: bool, latent: bool, kv_dtype: str, at: Rows, every: Columns, roofline: Roofline) -> tuple[Rows, Array]:
@@ -147,8 +184,7 @@ def _join(n: int, parts: list[tuple[Rows, Array]]) -> Array:
 def summary(checked: list[Checked]) -> dict[str, dict[str, dict[str, float]]]:
     """``{table: {gpu: {n, median_ape, mape, p90_ape, n_skipped}}}``; errors are fractions of the measured time."""
     out: dict[str, dict[str, dict[str, float]]] = {}
-    for table, gpu in dict.fromkeys((c.table, c.gpu) for c in checked):
-        mine = [c for c in checked if (c.table, c.gpu) == (table, gpu)]
+    for (table, gpu), mine in _grouped(checked):
         measured, predicted = (np.concatenate([getattr(c, f) for c in mine]) for f in ("measured_s", "predicted_s"))
         error = np.abs(predicted - measured) / measured if len(measured) else np.zeros(0)
         some = len(error) > 0
@@ -162,4 +198,26 @@ def summary(checked: list[Checked]) -> dict[str, dict[str, dict[str, float]]]:
     return out
 
 
-__all__ = ["Checked", "check_rows", "load_tables", "price", "summary"]
+def coverage(checked: list[Checked]) -> dict[str, dict[str, float]]:
+    """``{table: {gpu: share}}`` of rows inside their 80 % interval, where intervals are stated."""
+    out: dict[str, dict[str, float]] = {}
+    for (table, gpu), mine in _grouped(checked):
+        held = np.concatenate([np.abs(c.predicted_s / c.measured_s - 1) <= c.interval_frac for c in mine])
+        stated = ~np.isnan(np.concatenate([c.interval_frac for c in mine]))
+        if stated.any():
+            out.setdefault(table, {})[gpu] = float(np.mean(held[stated]))
+    return out
+
+
+def reasons(checked: list[Checked]) -> list[dict[str, Any]]:
+    """Why rows have no price: ``[{table, gpu, n, reason}]``."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for c in checked:
+        if c.n_skipped:
+            counts[c.table, c.gpu, c.reason] = counts.get((c.table, c.gpu, c.reason), 0) + c.n_skipped
+    return [{"table": t, "gpu": g, "n": n, "reason": why} for (t, g, why), n in counts.items()]
+
+
+def _grouped(checked: list[Checked]) -> list[tuple[tuple[str, str], list[Checked]]]:
+    keys = dict.fromkeys((c.table, c.gpu) for c in checked)
+    return [(key, [c for c in checked if (c.table, c.gpu) == key]) for key in keys]

@@ -16,7 +16,7 @@ from ..scenarios import registry
 from ..scenarios.calibration import Calibration, load_calibration, read_calibration
 from ..scenarios.errors import BadInput
 from ..scenarios.load import DATA_DIR
-from .check import Checked, check_rows, summary
+from .check import Checked, check_rows, coverage, reasons, summary, unpriced_tables
 from .fitting import fit_folder, score_folder
 from .imports import import_tables
 from .provenance import save, write_whole
@@ -86,20 +86,44 @@ def fit_command(
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Write a page of figures (HTML): parity, efficiency, worst shapes, coverage."
 )
+@click.option(
+    "--splits", is_flag=True, help="Check the way of fitting instead: rows, shapes, sizes or a GPU left out, against the errors aimed at."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which rows and shapes --splits leaves out.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Processes of --splits.")
 @JSON
-def check_command(kernels: Path, gpu: tuple[str, ...], calibration: Path | None, report: Path | None, json_to: str | None) -> None:
+def check_command(
+    kernels: Path,
+    gpu: tuple[str, ...],
+    calibration: Path | None,
+    report: Path | None,
+    splits: bool,
+    seed: int,
+    jobs: int,
+    json_to: str | None,
+) -> None:
     """Price every measured row with the calibration in use and report the errors by table and GPU."""
+    if splits:
+        from .splits import score, verdicts
+
+        with _bar("splits") as say:
+            lines = verdicts(score(kernels, gpu, seed=seed, jobs=jobs, say=say))
+        _show(_split_table(lines), {"seed": seed, "splits": lines}, json_to)
+        return
     checked = _checked(kernels, gpu, calibration)
-    result = {"tables": summary(checked)}
+    result = {"tables": summary(checked), "coverage": coverage(checked), "skipped": reasons(checked)}
     if report is not None:
         from .report import page
 
         write_whole({report: page(checked).encode()})
     _show(_check_table(result["tables"]), result, json_to)
+    if json_to != "-":
+        for line in result["skipped"]:
+            click.echo(f"{line['table']} {line['gpu']}: {line['n']:,} rows skipped: {line['reason']}")
 
 
 def _checked(kernels: Path, wanted: Sequence[str], calibration: Path | None) -> list[Checked]:
-    tables = load_tables(kernels)
+    tables = load_tables(kernels, foreign=True)
     found = gpus_of(tables)
     names = [registry.accelerator(g).name for g in wanted] or list(found)
     if calibration is not None and len(names) != 1:
@@ -115,7 +139,7 @@ def _checked(kernels: Path, wanted: Sequence[str], calibration: Path | None) -> 
             for part in check_rows(tables, gpu, found[name], fits or load_calibration(gpu)):
                 say(f"{name} {part.family}")
                 checked.append(part)
-    return checked
+    return checked + ([] if wanted else list(unpriced_tables(tables, kernels)))
 
 
 def _own_rows(calibration: Calibration) -> list[int]:
@@ -126,7 +150,7 @@ def _check_table(tables: dict[str, dict[str, dict[str, float]]]) -> Table:
     table = Table("table", "gpu", "rows", "skipped", "median", "mean", "p90", title="Errors of predicted kernel times")
     for name, gpus in tables.items():
         for gpu, row in gpus.items():
-            errors = [f"{100 * row[k]:.1f} %" for k in ("median_ape", "mape", "p90_ape")]
+            errors = [f"{100 * row[k]:.1f} %" if row["n"] else "" for k in ("median_ape", "mape", "p90_ape")]
             table.add_row(name, gpu, f"{row['n']:,}", f"{row['n_skipped']:,}", *errors)
     return table
 
@@ -143,6 +167,16 @@ def _score_table(scores: dict[str, dict[str, dict[str, float]]]) -> Table:
                 f"{100 * row['p90_ape']:.1f} %",
                 f"{100 * row['coverage']:.0f} %",
             )
+    return table
+
+
+def _split_table(lines: Sequence[dict[str, Any]]) -> Table:
+    table = Table("left out", "of", "rows", "median (aim)", "p90 (aim)", "in 80 % interval", "", title="Errors on rows left out of the fit")
+    for line in lines:
+        aims = [f" ({100 * line[k]:.0f})" if line[k] else "" for k in ("median_bar", "p90_bar")]
+        held = "" if line["coverage"] is None else f"{100 * line['coverage']:.0f} %"
+        errors = [f"{100 * line[k]:.2f}{aim} %" for k, aim in zip(("median_ape", "p90_ape"), aims, strict=True)]
+        table.add_row(line["split"], line["what"], f"{line['n']:,}", *errors, held, "" if line["holds"] else "missed")
     return table
 
 

@@ -71,7 +71,8 @@ GEMM_STRENGTHS = (0.1, 0.05, 0.05)
 PREFILL_STRENGTHS = (0.02, 0.02, 0.02, 0.02)
 DECODE_STRENGTHS = (0.003, 0.003, 0.003, 0.1)
 MLA_STRENGTHS = (0.02, 0.02, 0.02, 0.02)
-MOE_STRENGTHS, MOE_OWN_STRENGTHS = (0.1, 0.1, 0.1, 0.1), (0.02, 0.05, 0.02, 0.0)
+MOE_STRENGTHS, MOE_OWN_STRENGTHS = (0.1, 0.1, 0.1, 0.1), (0.005, 0.01, 0.005, 0.0)
+DISPATCH_STRENGTHS, DISPATCH_BENDS = (0.3, 0.03, 0.03), (0.3, 0.0, 0.0)
 """Stiffness of each axis of a correction. Heads of one group share their cache, so decode hardly depends on the group."""
 
 GEMM = {
@@ -84,7 +85,7 @@ GEMM = {
     "spill": 0.05,
     "l2_frac": 0.7,
 }
-QUANTISED = {"quantise_frac": 0.5, "row_s": 3e-7, "l2_gain": 0.5}
+QUANTISED = {"quantise_frac": 0.5, "row_s": 3e-7, "l2_gain": 0.5, "near_frac": 0.4}
 HOST_BOUND = {"host_s": 8e-5, "ragged": 0.1}
 PREFILL = {"launch_s": 1e-5, "compute_frac": 0.6, "memory_frac": 0.5, "small_head": 0.05}
 DECODE = {"launch_s": 8e-6, "memory_frac": 0.9, "compute_frac": 0.5, "wave_s": 2e-6, "per_key_s": 2e-10, "serial_key_s": 2e-10}
@@ -225,6 +226,7 @@ def dispatch(key: str, rows: Columns, link: Link, source: str) -> Bound:
         hidden=rows["hidden_size"],
         topk=rows["topk"],
         ep=rows["ep_size"],
+        experts=rows["num_experts"],
         element_bytes=dispatch_element_bytes(key.rpartition(".")[2]),
     )
 
@@ -239,10 +241,10 @@ def dispatch(key: str, rows: Columns, link: Link, source: str) -> Bound:
         coordinates=dispatch_coordinates(work),
         floor_s=work.remote_bytes / link.bytes_per_s,
         start=DISPATCH,
-        strengths=(0.05, 0.3),
-        shapes=_number(work.hidden, work.topk),
+        strengths=DISPATCH_STRENGTHS,
+        shapes=_number(work.hidden, work.topk, work.experts),
         size=work.tokens,
-        bends=(1.0, 0.0),
+        bends=DISPATCH_BENDS,
     )
 
 

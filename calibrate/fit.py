@@ -95,7 +95,7 @@ def holdout(bound: Bound, kind: str, frac: float, seed: int) -> NDArray[np.bool_
     return bound.size > bound.size.max() / 4
 
 
-def errors(bound: Bound, kind: str, frac: float = 0.25, seed: int = 0) -> tuple[Array, Rows]:
+def left_out(bound: Bound, kind: str, frac: float = 0.25, seed: int = 0) -> tuple[Array, Rows]:
     """``ln(predicted / measured)`` of the rows left out of a fit, and which rows they are; empty if too few rows remain."""
     out = holdout(bound, kind, frac, seed)
     train, test = np.nonzero(~out)[0], np.nonzero(out)[0]

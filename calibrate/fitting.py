@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from ..scenarios.calibration import Calibration, load_calibration
 from ..scenarios.errors import BadFile, BadInput
 from ..scenarios.load import names
 from . import errors_model
-from .fit import errors
-from .gpu_fit import borrow, fit_gpu
+from .fit import left_out
+from .gpu_fit import Part, assemble, borrow, fit_parts
 from .own_runs import is_run
+from .parallel import in_parallel
 from .rows import families, gpus_of, load_tables
 from .tables import digest
 
@@ -26,18 +27,32 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def fit_folder(folder: Path, wanted: Sequence[str], seed: int, jobs: int, say: Say = lambda _: None) -> list[Calibration]:
-    """One calibration per GPU with measured products in the folder; kinds of work nobody measured on it come from its kin."""
-    gpus = measured_gpus(folder, wanted)
-    if jobs == 1 or len(gpus) == 1:
-        fitted = [_fit_one(folder, name, seed) for name in gpus]
-    else:
-        with ProcessPoolExecutor(min(jobs, len(gpus))) as pool:
-            futures = {pool.submit(_fit_one, folder, name, seed): name for name in gpus}
-            for done in as_completed(futures):
-                done.result()
-                say(futures[done])
-            fitted = [f.result() for f in futures]
+    """One calibration per GPU with measured products in the folder; kinds of work nobody measured on it come from its kin.
+
+    The same tables and seed give the same calibrations, whatever ``jobs``.
+    """
+    gpus, tables = measured_gpus(folder, wanted), load_tables(folder)
+    tasks = [(folder, gpu, table, seed) for gpu in gpus for table in tables]
+    done = in_parallel(_fit_table, tasks, jobs, lambda task: say(f"{task[1]} {task[2]}"))
+    found = gpus_of(tables)
+    fitted = []
+    for name in gpus:
+        parts = [part for task, some in zip(tasks, done, strict=True) if task[1] == name for part in some]
+        sources = {t: provenance(folder, t, frame) for t, frame in tables.items() if frame["gpu"].isin(found[name]).any()}
+        default = {"default": "measured kernel times, by table; see each family"}
+        fitted.append(assemble(registry.accelerator(name), parts, {**default, **sources}))
     return [_complete(c, [d for d in fitted if d.name != c.name]) for c in fitted]
+
+
+@cache
+def _tables(folder: Path) -> dict[str, Any]:
+    return load_tables(folder)
+
+
+def _fit_table(folder: Path, name: str, table: str, seed: int) -> list[Part]:
+    """The families of one table on one GPU."""
+    tables = _tables(folder)
+    return fit_parts(families({table: tables[table]}, registry.accelerator(name), gpus_of(tables)[name]), seed)
 
 
 def measured_gpus(folder: Path, wanted: Sequence[str]) -> list[str]:
@@ -53,14 +68,6 @@ def measured_gpus(folder: Path, wanted: Sequence[str]) -> list[str]:
     if not have:
         raise BadFile(f"{folder}: no aic_gemm rows of a known GPU, so there is nothing to fit a calibration on")
     return names_wanted or have
-
-
-def _fit_one(folder: Path, name: str, seed: int) -> Calibration:
-    tables = load_tables(folder)
-    gpu = registry.accelerator(name)
-    own = gpus_of(tables)[name]
-    sources = {table: provenance(folder, table, frame) for table, frame in tables.items() if frame["gpu"].isin(own).any()}
-    return fit_gpu(gpu, families(tables, gpu, own), {"default": "measured kernel times, by table; see each family", **sources}, seed)
 
 
 def provenance(folder: Path, table: str, frame: Any) -> str:
@@ -95,12 +102,12 @@ def score_folder(folder: Path, wanted: Sequence[str], split: str, frac: float, s
         gpu = registry.accelerator(name)
         for bound in families(tables, gpu, gpus_of(tables)[name]):
             say(f"{name} {bound.key}")
-            error, at = errors(bound, split, frac, seed)
+            error, at = left_out(bound, split, frac, seed)
             if not len(error):
                 continue
             ape = np.abs(np.expm1(error))
             predicted = bound.seconds[at] * np.exp(error)
-            model = errors_model.learn(predicted[::2], error[::2], np.zeros(0))
+            model = errors_model.learn(predicted[::2], error[::2], np.zeros(0), np.zeros(0))
             held = errors_model.coverage(predicted[1::2], error[1::2], model) if len(error) > 1 else 1.0
             out.setdefault(name, {})[bound.key] = {
                 "n": len(error), "median_ape": float(np.median(ape)), "p90_ape": float(np.quantile(ape, 0.9)), "coverage": held,

@@ -13,39 +13,51 @@ from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Accelerator
 from . import errors_model, published
 from .curves import Bound
-from .fit import Fitted, Table, errors, fit_family
+from .fit import Fitted, Table, fit_family, holdout, left_out
 
 Say = Callable[[str], None]
 
 
-def fit_gpu(gpu: Accelerator, bounds: Iterable[Bound], sources: Mapping[str, str], seed: int = 0, say: Say = lambda _: None) -> Calibration:
-    """The calibration of one GPU: every measured family, and the published ones no table measures.
+FOLDS, FOLDED_ROWS = 4, 1500
+"""Families of few rows are left out this many times over, so that their errors rest on enough of them."""
 
-    Coefficients and corrections come from all rows, errors from rows left out of two further fits.
-    """
-    families: dict[str, FamilyFit] = {}
-    codes: list[NDArray[np.int8]] = []
-    cells = 0
+Part = tuple[str, FamilyFit, Table]
+
+
+def fit_parts(bounds: Iterable[Bound], seed: int = 0, errors: bool = True, say: Say = lambda _: None) -> list[Part]:
+    """Each family's fit and its table, coefficients from all rows, errors from rows left out of further fits (``False``: not learned)."""
+    parts: list[Part] = []
     for bound in bounds:
         say(bound.key)
         fitted = fit_family(bound, np.arange(len(bound.seconds)), seed)
-        for key, fit, table in _families(bound, fitted, _error(bound, seed)):
-            if table.codes.size > 1:
-                fit = replace(fit, axes=table.axes, step=table.step, first=cells)
-                codes.append(table.packed())
-                cells += table.codes.size
-            families[key] = fit
+        parts += _families(bound, fitted, _error(bound, seed) if errors else errors_model.UNKNOWN)
+    return parts
+
+
+def assemble(gpu: Accelerator, parts: Iterable[Part], sources: Mapping[str, str]) -> Calibration:
+    """The calibration of one GPU: every measured family, and the published ones no table measures."""
+    families: dict[str, FamilyFit] = {}
+    codes: list[NDArray[np.int8]] = []
+    cells = 0
+    for key, fit, table in parts:
+        if table.codes.size > 1:
+            fit = replace(fit, axes=table.axes, step=table.step, first=cells)
+            codes.append(table.packed())
+            cells += table.codes.size
+        families[key] = fit
     joined = np.concatenate(codes) if codes else np.zeros(0, np.int8)
     return Calibration(name=gpu.name, families={**published.families(gpu), **families}, sources=dict(sources), codes=joined)
 
 
 def _error(bound: Bound, seed: int) -> errors_model.ErrorModel:
-    random, at = errors(bound, "rows", seed=seed)
-    beyond, _ = errors(bound, "size", seed=seed)
-    return errors_model.learn(bound.seconds[at] * np.exp(random), random, beyond)
+    folds = FOLDS if len(bound.seconds) < FOLDED_ROWS else 1
+    random, at = (np.concatenate(x) for x in zip(*(left_out(bound, "rows", seed=seed + i) for i in range(folds)), strict=True))
+    beyond, far = left_out(bound, "size", seed=seed)
+    octaves = np.log2(bound.size[far] / bound.size[~holdout(bound, "size", 0.25, seed)].max()) if len(far) else np.zeros(0)
+    return errors_model.learn(bound.seconds[at] * np.exp(random), random, beyond, octaves)
 
 
-def _families(bound: Bound, fitted: Fitted, error: errors_model.ErrorModel) -> Iterable[tuple[str, FamilyFit, Table]]:
+def _families(bound: Bound, fitted: Fitted, error: errors_model.ErrorModel) -> Iterable[Part]:
     whole = FamilyFit(
         coefficients=fitted.coefficients, n_rows=len(bound.seconds), error_frac=error.median_frac, p90_error_frac=error.p90_frac,
         source=bound.source, interval_edges=error.edges_s, interval_frac=error.widths_frac, beyond_frac=error.beyond_frac,

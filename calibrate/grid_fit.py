@@ -20,7 +20,9 @@ MIN_SPACING = 0.25
 DIRECT_CELLS = 3000
 """Tables up to this size are solved directly, larger ones by conjugate gradients."""
 
-OUTLIER = 0.1
+ITERATIONS = 4
+
+OUTLIER = 0.05
 """Residual (in ln) beyond which a row loses weight."""
 
 
@@ -98,7 +100,7 @@ def fit_table(
     points = interpolation(axes, coordinates)
     penalty = stiffness(axes, strengths, bends) + SHRINK * sparse.identity(points.shape[1])
     weights, table = np.ones(len(residuals)), np.zeros(points.shape[1])
-    for _ in range(2):
+    for _ in range(ITERATIONS):
         weighted = sparse.diags(weights) @ points
         system = (points.T @ weighted + penalty).tocsr()
         if points.shape[1] <= DIRECT_CELLS:

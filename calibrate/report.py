@@ -92,8 +92,9 @@ def coverage_table(checked: Sequence[Checked]) -> str:
     for part in checked:
         if len(part.measured_s):
             error = np.abs(part.predicted_s / part.measured_s - 1)
-            held = float(np.mean(error <= part.interval_frac))
-            numbers = f"<td>{len(error):,}</td><td>{100 * np.median(error):.1f} %</td><td>{100 * held:.0f} %</td>"
+            stated = not np.isnan(part.interval_frac).any()
+            held = f"{100 * np.mean(error <= part.interval_frac):.0f} %" if stated else "not stated"
+            numbers = f"<td>{len(error):,}</td><td>{100 * np.median(error):.1f} %</td><td>{held}</td>"
             lines.append(f"<tr><td>{part.gpu}</td><td>{part.family}</td>{numbers}</tr>")
     head = "<tr><th>GPU</th><th>family</th><th>rows</th><th>median error</th><th>inside the 80 % interval</th></tr>"
     return f"<table border=1>{head}{''.join(lines)}</table>"

@@ -14,6 +14,7 @@ from ..scenarios.errors import BadFile, BadInput, UnknownName
 from ..scenarios.hardware import Accelerator, Link
 from . import curves
 from .curves import Bound
+from .foreign import FOREIGN, NOT_KERNELS
 from .own_runs import is_run, tables_of
 from .tables import DTYPES, Columns, columns_of, pandas, read_frame
 
@@ -44,18 +45,20 @@ STREAM_L2_SIZES = 8
 """Element-wise rows tell the speed of memory only when they move this many times the L2 cache."""
 
 
-def load_tables(folder: Path) -> dict[str, Any]:
+def load_tables(folder: Path, foreign: bool = False) -> dict[str, Any]:
     """Every known measurement table in a folder, and what ``calibrate run`` wrote there, as DataFrames by name.
 
-    BadFile if the folder is missing or holds none.
+    ``foreign`` adds the tables that are only checked. BadFile if the folder is missing or holds none.
     """
     if not folder.is_dir():
         raise BadFile(f"{folder}: no such folder of measurement tables")
     found = {}
-    for name, columns in TABLES.items():
+    known = {n: (VIDUR.get(n, COMMON), columns) for n, columns in TABLES.items()}
+    if foreign:
+        known |= {n: ((gpu, time), columns) for n, (gpu, time, columns) in FOREIGN.items()}
+    for name, (own, columns) in known.items():
         paths = [p for p in (folder / f"{name}.parquet", folder / f"{name}.csv") if p.exists()]
         if paths:
-            own = VIDUR.get(name, COMMON)
             frame = read_frame(paths[0], (*own, *columns)).rename(columns=dict(zip(own, COMMON, strict=True)))
             found[name] = _clean(frame, paths[0], columns)
     for path in sorted(folder.glob("*.parquet")):
@@ -63,7 +66,7 @@ def load_tables(folder: Path) -> dict[str, Any]:
             for name, frame in tables_of(path).items():
                 own = _clean(frame, path, TABLES[name])
                 found[name] = pandas().concat([found[name], own], ignore_index=True) if name in found else own
-    if not found:
+    if not found and not (foreign and other_tables(folder)):
         raise BadFile(
             f"{folder}: holds none of the measurement tables {', '.join(TABLES)} (.parquet or .csv), nor a table of calibrate run"
         )
@@ -85,7 +88,18 @@ def _clean(frame: Any, path: Path, columns: tuple[str, ...]) -> Any:
     return frame[good]
 
 
-TEXT = frozenset({"gpu", "collective", "dtype", "kv_cache_dtype", "kernel", "routing", "backend", "phase", "op", "mode"})
+TEXT = frozenset({"gpu", "model", "collective", "dtype", "kv_cache_dtype", "kernel", "routing", "backend", "phase", "op", "mode"})
+
+
+def other_tables(folder: Path) -> dict[Path, tuple[str, str]]:
+    """Files of a folder that hold whole requests, not kernels -> their column that names the GPU, and why they are left alone."""
+    paths = (folder / f"{name}.{ending}" for name in NOT_KERNELS for ending in ("parquet", "csv"))
+    return {path: NOT_KERNELS[path.stem] for path in paths if path.exists()}
+
+
+def gpu_name(spelling: str) -> str:
+    """The accelerator a table means; UnknownName if the registry knows none."""
+    return registry.accelerator(spelling.removesuffix("_dgx")).name
 
 
 def gpus_of(tables: dict[str, Any]) -> dict[str, list[str]]:
@@ -93,7 +107,7 @@ def gpus_of(tables: dict[str, Any]) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {}
     for spelling in sorted({str(g) for frame in tables.values() for g in frame["gpu"].unique()}):
         try:
-            out.setdefault(registry.accelerator(spelling.removesuffix("_dgx")).name, []).append(spelling)
+            out.setdefault(gpu_name(spelling), []).append(spelling)
         except UnknownName:
             continue
     return out
@@ -106,8 +120,13 @@ def families(tables: dict[str, Any], gpu: Accelerator, spellings: list[str]) -> 
         own = frame[frame["gpu"].isin(spellings)]
         for key, part in split(name, own, gpu):
             bound = bind(key, part, gpu, link, name) if len(part) else None
-            if bound is not None and len(part) >= ROWS_PER_COEFFICIENT * len(bound.start):
+            if bound is not None and enough(bound):
                 yield bound
+
+
+def enough(bound: Bound) -> bool:
+    """Whether a family has rows enough to be fitted rather than borrowed."""
+    return len(bound.seconds) >= ROWS_PER_COEFFICIENT * len(bound.start)
 
 
 def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]:

@@ -42,8 +42,7 @@ def fit_trend(
     scipy_sparse()
     from scipy.optimize import least_squares
 
-    rng = np.random.default_rng(seed)
-    rows = np.arange(len(seconds)) if len(seconds) <= MAX_ROWS else np.sort(rng.choice(len(seconds), MAX_ROWS, replace=False))
+    rows = _sample(seconds, seed)
     measured = seconds[rows]
     names = [n for n in start if n not in choices]
     free = np.array([to_free(n, start[n]) for n in names])
@@ -62,6 +61,16 @@ def fit_trend(
             best = (float(solved.cost), {**held, **{n: float(f"{from_free(n, v):.5g}") for n, v in zip(names, solved.x, strict=True)}})
     assert best is not None
     return best[1]
+
+
+def _sample(seconds: Array, seed: int) -> Rows:
+    """At most MAX_ROWS rows, so drawn that long times, which a table has few of, weigh as much as short ones."""
+    if len(seconds) <= MAX_ROWS:
+        return np.arange(len(seconds))
+    bins = np.floor(2 * np.log2(seconds)).astype(int)
+    share = 1 / np.sqrt(np.bincount(bins - bins.min())[bins - bins.min()])
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(len(seconds), MAX_ROWS, replace=False, p=share / share.sum()))
 
 
 def _combinations(choices: Mapping[str, tuple[float, ...]]) -> list[dict[str, float]]:

@@ -32,12 +32,13 @@ def collective_coordinates(n_bytes: Array, n_ranks: Array) -> tuple[Array, Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
-    """One dispatch or combine of experts: ``tokens`` per rank of ``hidden`` elements, each to ``topk`` experts on ``ep`` ranks."""
+    """One dispatch or combine: ``tokens`` per rank of ``hidden`` elements, each to ``topk`` of ``experts`` on ``ep`` ranks."""
 
     tokens: Array
     hidden: Array
     topk: Array
     ep: Array
+    experts: Array
     element_bytes: float
 
     @property
@@ -56,9 +57,9 @@ def dispatch_trend_s(d: Dispatch, link_bytes_per_s: float, c: Mapping[str, float
     return soft_max(moved, np.full(np.shape(moved), c["launch_s"]), c["sharpness"])
 
 
-def dispatch_coordinates(d: Dispatch) -> tuple[Array, Array]:
-    """Coordinates of the correction table: tokens, and elements a token carries to its experts (``hidden · topk``)."""
-    return np.maximum(d.tokens, 1), d.hidden * d.topk
+def dispatch_coordinates(d: Dispatch) -> tuple[Array, Array, Array]:
+    """Coordinates of the correction table: tokens, elements a token sends to other ranks, experts (some kernels pack by expert)."""
+    return np.maximum(d.tokens, 1), np.maximum(d.remote_bytes / np.maximum(d.tokens * d.element_bytes, 1e-9), 1), np.maximum(d.experts, 1)
 
 
 def dispatch_element_bytes(phase: str) -> float:

@@ -66,11 +66,18 @@ class Network:
         return np.where((n > 1) & (size > 0), price, 0.0)
 
     def dispatch_s(
-        self, tokens: Reals, hidden: Reals, topk: Reals, ep: Reals, backend: str = "deepep_ht", phase: str = "dispatch"
+        self,
+        tokens: Reals,
+        hidden: Reals,
+        topk: Reals,
+        ep: Reals,
+        backend: str = "deepep_ht",
+        phase: str = "dispatch",
+        experts: Reals = 256,
     ) -> Array:
         """Seconds of one ``dispatch`` or ``combine`` of expert parallelism inside a node: ``tokens`` per rank to ``topk`` experts each."""
-        t, h, k, ep_ = np.broadcast_arrays(*as_floats(tokens, hidden, topk, ep))
-        work = Dispatch(tokens=t, hidden=h, topk=k, ep=ep_, element_bytes=dispatch_element_bytes(phase))
+        t, h, k, ep_, e = np.broadcast_arrays(*as_floats(tokens, hidden, topk, ep, experts))
+        work = Dispatch(tokens=t, hidden=h, topk=k, ep=ep_, experts=e, element_bytes=dispatch_element_bytes(phase))
         key = f"moe_alltoall.{backend}.{phase}"
         fit = self.calibration.fit(key)
         price = dispatch_trend_s(work, self.intra.bytes_per_s, fit.coefficients)

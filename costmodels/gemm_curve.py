@@ -46,35 +46,38 @@ def gemm_trend_s(m: Reals, n: Reals, k: Reals, dtype: str, gpu: Accelerator, c: 
 
     ``launch + softmax(compute, memory) + quantise``, at least about ``host_s`` where the host launches several kernels.
     Compute counts whole 128-wide (or 64-wide) tiles in whole waves of SMs with ``k_fill`` elements of pipeline fill, at
-    ``compute_frac`` of peak, unless splitting k (cost ``split``) fills the card, and slows by ``spill`` once the activations outgrow
-    the share ``l2_frac`` of L2; memory is the bytes at ``memory_frac`` of bandwidth.
+    ``compute_frac`` of peak, unless splitting k (cost ``split``) fills the card, and slows by ``spill`` once the activations (in the
+    product's format) outgrow the share ``l2_frac`` of L2; memory is the bytes at ``memory_frac`` of bandwidth.
     """
     m, n, k = as_floats(m, n, k)
     sms = float(gpu.n_sms)
     wide = np.ceil(np.ceil(m * (1 / 128)) * np.ceil(n * (1 / 128)) * (1 / sms)) * (sms * 128 * 128)
+    height = np.minimum(np.ceil(m * (1 / 16)) * 16, 64)
     tiles = np.ceil(m * (1 / 64)) * np.ceil(n * (1 / 64))
-    narrow = np.ceil(tiles * (1 / sms)) * (sms * 64 * 64 * (1 + c["narrow"]))
-    area = np.maximum(np.minimum(np.minimum(wide, narrow), tiles * (64 * 64 * (1 + c["split"]))), m * n)
+    narrow = np.ceil(tiles * (1 / sms)) * height * (sms * 64 * (1 + c["narrow"]))
+    area = np.maximum(np.minimum(np.minimum(wide, narrow), tiles * height * (64 * (1 + c["split"]))), m * n)
     compute = area * (k + c["k_fill"]) * (2 / (gpu.peak_flops_per_s(dtype) * c["compute_frac"]))
-    rows = m * k
-    spilled = np.square(rows * (2 / (gpu.l2_bytes * c["l2_frac"]))) if "l2_frac" in c else None
-    if spilled is not None:
+    rows, width = m * k, weight_bytes(dtype)
+    if "l2_frac" in c:
+        spilled = np.square(rows * (width / (gpu.l2_bytes * c["l2_frac"])))
         compute = compute * (1 + c["spill"] * (spilled / (1 + spilled)))
-    width = weight_bytes(dtype)
     memory = (width * rows + width * (n * k) + 2 * (m * n)) * (1 / (gpu.hbm_bytes_per_s * c["memory_frac"]))
     price = c["launch_s"] + soft_max(compute, memory, c["sharpness"])
     if "quantise_frac" in c:
-        price = price + quantise_s(m, rows, spilled, width, gpu, c)
+        price = price + quantise_s(m, rows, width, gpu, c)
     if "host_s" in c:
         host = c["host_s"] * (1 + c["ragged"] * (np.floor(m * 0.25) * 4 != m))
         price = soft_max(price, host, 4)
     return price
 
 
-def quantise_s(m: Array, rows: Array, spilled: Array | None, width: float, gpu: Accelerator, c: Mapping[str, float]) -> Array:
+def quantise_s(m: Array, rows: Array, width: float, gpu: Accelerator, c: Mapping[str, float]) -> Array:
     """Seconds to turn ``m`` rows of bf16 activations into the product's format before it runs.
 
-    ``(2 + w)·m·k bytes`` at ``quantise_frac`` of bandwidth, faster by ``l2_gain`` while they fit in L2, and ``row_s/SMs`` per row.
+    ``(2 + w)·m·k bytes`` at ``quantise_frac`` of bandwidth, faster by ``l2_gain`` while they fit in the share ``near_frac`` of L2, and
+    ``row_s/SMs`` per row.
     """
-    near = 1 - c["l2_gain"] / (1 + spilled) if spilled is not None else 1.0
+    near = 1.0
+    if "near_frac" in c:
+        near = 1 - c["l2_gain"] / (1 + np.square(rows * (2 / (gpu.l2_bytes * c["near_frac"]))))
     return rows * near * ((2 + width) / (gpu.hbm_bytes_per_s * c["quantise_frac"])) + m * (c.get("row_s", 0.0) / gpu.n_sms)

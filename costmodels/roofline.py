@@ -249,6 +249,16 @@ class Roofline:
         out: Array = np.asarray(fit.interval_frac)[at] + fit.beyond_frac * np.maximum(beyond, 0)
         return out
 
+    def octaves_beyond(self, family: str, *coordinates: Reals) -> Array:
+        """How many octaves a point lies outside the sizes measured, on its farthest axis; ``coordinates`` are those of the correction
+        (products: m, n, k; attention: tokens, sequences, KV heads, group). 0 inside, and for families without a correction.
+        """
+        out: Array = np.zeros(np.broadcast_shapes(*(np.shape(x) for x in coordinates)))
+        for axis, x in zip(self._fit((family, *format_keys("gemm", family.rpartition(".")[2])))[1].axes, coordinates, strict=False):
+            at = np.log2(np.maximum(as_floats(x)[0], 1e-9))
+            out = np.maximum(out, np.maximum(at - np.log2(axis[-1]), np.log2(axis[0]) - at))
+        return out
+
     def _fit(self, keys: tuple[str, ...]) -> tuple[str, FamilyFit]:
         fit = self.calibration.fit(*keys)
         return next(k for k in keys if k in self.calibration.families), fit

@@ -15,6 +15,7 @@ from .data_parallel import accumulate_time, data_parallel_time, optimizer_time
 from .distinct import Memo
 from .flops import train_flops
 from .layer_time import LayerTime, layer_time
+from .lookup import attention_keys
 from .op import Floats, Gemm, Stream, price
 from .overlap import exposed
 from .pipeline import span
@@ -90,7 +91,7 @@ def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system
     return StepCost(
         step_time_s=np.maximum(total, floor), **parts, model_flops=useful, hardware_flops=m * stage["flops"], floor_s=floor,
         micro_fwd_s=stage["fwd"], micro_bwd_s=stage["bwd"], micro_wgrad_s=stage["wgrad"], p2p_s=p2p,
-        error_frac=_error(system, total), extrapolated=_extrapolated(system, work),
+        error_frac=_error(system, work, total), extrapolated=_extrapolated(system, work),
     )  # fmt: skip
 
 
@@ -191,7 +192,11 @@ def _extrapolated(system: System, work: TrainWorkload) -> bool:
     return bool(system.roofline.calibration.transferred_from) or bool(np.max(work.seq_tokens) > MEASURED_PROMPT_TOKENS)
 
 
-def _error(system: System, total: Floats) -> Floats:
-    """Expected relative error of the step: the framework's measured one and the kernels' (wider if borrowed), in quadrature."""
-    kernels = system.roofline.error_frac("gemm.bf16")
-    return np.hypot(system.framework.error_frac, kernels) * np.ones_like(total)
+def _error(system: System, work: TrainWorkload, total: Floats) -> Floats:
+    """Expected relative error of the step, in quadrature: the framework's measured one, the kernels' (wider if borrowed), and the
+    attention kernel's for each octave past the prompts it was measured on."""
+    roofline = system.roofline
+    key, *_ = attention_keys("prefill", 128, 128, 0, "bf16", roofline.calibration.families)
+    octaves = float(np.log2(max(float(np.max(work.seq_tokens)) / MEASURED_PROMPT_TOKENS, 1.0)))
+    beyond = roofline.calibration.families[key].beyond_frac * octaves if key in roofline.calibration.families else 0.0
+    return np.sqrt(system.framework.error_frac**2 + roofline.error_frac("gemm.bf16") ** 2 + beyond**2) * np.ones_like(total)

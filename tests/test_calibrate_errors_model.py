@@ -7,6 +7,7 @@ import pytest
 from roofplan.calibrate.errors_model import combine, coverage, learn
 
 RNG = np.random.default_rng(3)
+NONE = np.zeros(0)
 
 
 def sample(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,7 +16,7 @@ def sample(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_intervals_hold_eighty_percent_in_each_regime() -> None:
-    model = learn(*sample(2000), np.zeros(0))
+    model = learn(*sample(2000), NONE, NONE)
     seconds, error = sample(4000)
     for part in (seconds < 5e-5, seconds > 2e-4):
         assert coverage(seconds[part], error[part], model) == pytest.approx(0.8, abs=0.05)
@@ -24,12 +25,15 @@ def test_intervals_hold_eighty_percent_in_each_regime() -> None:
 
 def test_beyond_the_data_is_wider() -> None:
     seconds, error = sample(1000)
-    assert learn(seconds, error, np.zeros(0)).beyond_frac == 0
-    assert learn(seconds, error, RNG.normal(size=500) * 0.5).beyond_frac > 0.2
+    assert learn(seconds, error, NONE, NONE).beyond_frac == 0
+    octaves = RNG.choice([1.0, 2.0], 4000)
+    far = RNG.normal(size=4000) * (0.1 + 0.2 * octaves)
+    assert learn(seconds, RNG.normal(size=1000) * 0.1, far, octaves).beyond_frac == pytest.approx(0.2 * 1.28, rel=0.25)
+    assert learn(seconds, error, RNG.normal(size=500) * 1e-3, np.ones(500)).beyond_frac == 0
 
 
 def test_no_rows_means_little_known() -> None:
-    model = learn(np.zeros(0), np.zeros(0), np.zeros(0))
+    model = learn(NONE, NONE, NONE, NONE)
     assert (model.median_frac, model.p90_frac) == (0.2, 0.5)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from roofplan.calibrate import curves
-from roofplan.calibrate.fit import Table, errors, fit_family, holdout
+from roofplan.calibrate.fit import Table, fit_family, holdout, left_out
 from roofplan.calibrate.rows import families, gpus_of, load_tables
 from roofplan.costmodels.gemm_curve import gemm_trend_s
 from roofplan.scenarios import registry
@@ -30,10 +30,10 @@ def made_up(n: int = 1500) -> curves.Bound:
 
 def test_recovers_a_known_surface() -> None:
     bound = made_up()
-    error, at = errors(bound, "rows")
+    error, at = left_out(bound, "rows")
     assert len(at) == pytest.approx(len(bound.seconds) / 4, rel=0.2)
     assert np.median(np.abs(error)) < 0.025
-    beyond, _ = errors(bound, "size")
+    beyond, _ = left_out(bound, "size")
     assert np.median(np.abs(beyond)) < 0.08
 
 

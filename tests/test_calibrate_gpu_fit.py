@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from roofplan.calibrate.gpu_fit import borrow, fit_gpu, kind_of
+from roofplan.calibrate.gpu_fit import assemble, borrow, fit_parts, kind_of
 from roofplan.calibrate.rows import families, gpus_of, load_tables
 from roofplan.scenarios import registry
 from roofplan.scenarios.calibration import TRANSFER_ERROR_FACTOR, Calibration
@@ -18,7 +18,7 @@ H100, A100 = registry.accelerator("h100-sxm"), registry.accelerator("a100-80gb-s
 def fitted() -> Calibration:
     tables = load_tables(Path(__file__).parent / "data" / "kernels")
     said: list[str] = []
-    out = fit_gpu(H100, families(tables, H100, gpus_of(tables)["h100-sxm"]), {"default": "sample"}, say=said.append)
+    out = assemble(H100, fit_parts(families(tables, H100, gpus_of(tables)["h100-sxm"]), say=said.append), {"default": "sample"})
     assert "gemm.bf16" in said
     return out
 

@@ -30,7 +30,7 @@ def test_collective_trend_by_hand() -> None:
 
 
 def dispatch(tokens: float) -> Dispatch:
-    return Dispatch(tokens=np.array(tokens), hidden=np.array(7168.0), topk=np.array(8.0), ep=np.array(8.0), element_bytes=1.0)
+    return Dispatch(tokens=np.array(tokens), hidden=np.array(7168.0), topk=np.array(8.0), ep=np.array(8.0), experts=np.array(256.0), element_bytes=1.0)
 
 
 def test_a_token_crosses_once_per_rank() -> None:
@@ -43,7 +43,8 @@ def test_dispatch_trend_and_coordinates() -> None:
     c = {"launch_s": 1e-5, "token_s": 1e-9, "link_frac": 0.5, "sharpness": 1.0}
     assert dispatch_trend_s(dispatch(0), 1e11, c) == pytest.approx(1e-5)
     assert dispatch_trend_s(dispatch(1e6), 1e11, c) == pytest.approx(1e-5 + 1e-3 + float(dispatch(1e6).remote_bytes) / 5e10)
-    assert [float(x) for x in dispatch_coordinates(dispatch(5))] == [5, 7168 * 8]
+    ranks = 7 * (1 - (7 / 8) ** 8)
+    assert [float(x) for x in dispatch_coordinates(dispatch(5))] == pytest.approx([5, 7168 * ranks, 256])
 
 
 def test_rising_pools_falls_to_their_median() -> None:
