@@ -35,6 +35,7 @@ def split_kinds(
         ("prefix_cache", plan.prefix_cache),
         ("speculation", plan.speculation is not None),
         ("attention_ffn", plan.attention_ffn is not None),
+        ("policy=layered", plan.policy == "layered"),
     ):
         if on:
             raise BadInput(f"prefill_sm_frac={prefill_sm_frac:g} splits plain engines only; drop {name} from the plan")

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from roofplan.costmodels.acceptance import chain_tokens
 from roofplan.costmodels.serving_ops import serve_system
 from roofplan.scenarios import registry
+from roofplan.scenarios.deployment import Deployment
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import EnginePlan, ServeWorkload, serving_engine
 from roofplan.scenarios.serving_parts import AttentionFfnSplit, Speculation
 from roofplan.sim import arrivals
 from roofplan.sim.batch import ROWS, Batch
+from roofplan.sim.deployment import simulate_deployment
 from roofplan.sim.replica_kind import replica_model
 from roofplan.sim.serving import simulate_serving
 from roofplan.sim.speculate import MEMORY_PS, Acceptance, Controller
@@ -214,3 +216,22 @@ def test_attention_apart_from_ffn_does_not_speculate():
     plan = EnginePlan(speculation=spec(), attention_ffn=AttentionFfnSplit(n_ffn_gpus=1))
     with pytest.raises(BadInput, match="speculation is not priced with attention apart from FFN"):
         simulate_serving(LLAMA, registry.cluster("a100-80gb-sxm", 2), plan, chat(10, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("plan", "name"), [(EnginePlan(speculation=spec()), "speculation"), (EnginePlan(policy="layered"), "policy=layered")]
+)
+def test_gpus_split_by_sms_run_plain_engines_only(plan, name):
+    with pytest.raises(BadInput, match=f"splits plain engines only; drop {name} from the plan"):
+        simulate_deployment(LLAMA, A100, Deployment(plan=plan, prefill_sm_frac=0.4), chat(10, 1.0))
+
+
+def test_checking_costs_less_than_the_whole_step_published():
+    """LongSpec's QwQ-32B: 3.82 tokens a pass and 2.25 times the speed, so a step and its draft take 1.7 plain ones; checking alone less."""
+    model, plan = registry.model("qwen2.5-32b"), EnginePlan(speculation=spec(draft_tokens=8, draft_frac=0.0), max_num_seqs=1)
+    system = serve_system(A100, serving_engine("vllm"))
+    work = ServeWorkload(arrival_s=np.zeros(1), prompt_tokens=np.array([16_000]), output_tokens=np.array([500]))
+    verify = replica_model(model, plan, system, work).verify
+    assert verify is not None
+    plain, checked = (verify.step_ps(1, gamma, 16_384 + gamma, []) for gamma in (0, 8))
+    assert 1 < checked / plain < 3.82 / 2.253
