@@ -31,22 +31,33 @@ class Door:
         self.replica, self.recipe, self.budget = replica, recipe, budget
         self.latency, self.turn = round(engine.request_cpu_s * PS), round(engine.frontend_cpu_s * PS)
         self.free = 0
+        self.late: list[tuple[int, int]] = []
         self.held: list[int] = []
         self.opens = 0
 
-    def send(self, request: int, at: int, step: int) -> None:
-        """``request`` leaves its client at ``at`` (ps); ``step`` is how long a decode step takes now (0: nothing decodes)."""
+    def send(self, request: int, at: int) -> None:
+        """``request`` leaves its client at ``at`` (ps)."""
         r, replica = self.replica.r, self.replica
+        step = replica.times.step_ps(replica.n, replica.kv + replica.n, []) if replica.n else 0
         r.arrival[request] = at
         self.free = max(self.free, at) + self.turn
-        ready = self.free + self.latency
+        ready = base = self.free + self.latency
         if step and self.recipe.poll_steps:
             steps = max(0, -(-(ready - replica.now) // step))
             ready = max(ready, replica.now + (steps + (-(replica.k + steps)) % self.recipe.poll_steps) * step)
         if step and self.recipe.wait_steps:
             ready = self._wait(request, ready, step)
         r.ready[request] = ready
+        if ready > base:
+            self.late.append((request, base))
         replica.submit(request)
+
+    def let_in(self) -> None:
+        """Nothing decodes any more: the scheduler takes whatever has come through the front end."""
+        r, now = self.replica.r, self.replica.now
+        for request, base in self.late:
+            r.ready[request] = min(r.ready[request], max(base, now))
+        self.late, self.held, self.opens = [], [], 0
 
     def _wait(self, request: int, ready: int, step: int) -> int:
         """When a prompt is let in that reached the scheduler at ``ready``: with those that wait, at the latest when their time is up."""
@@ -71,13 +82,14 @@ def closed_loop(
     door = Door(replica, engine, recipe, kind.limits.budget)
     n, sent = len(work), min(clients, len(work))
     for q in range(sent):
-        door.send(q, 0, 0)
+        door.send(q, 0)
     while replica.n_outstanding:
         replica.run()
-        for _, step in replica.seen:
-            if sent < n:
-                door.send(sent, replica.now, step if replica.n else 0)
-                sent += 1
+        if not replica.n:
+            door.let_in()
+        for request in range(sent, min(sent + len(replica.seen), n)):
+            door.send(request, replica.now)
+        sent = min(sent + len(replica.seen), n)
         replica.seen.clear()
     return LoopResult(
         sent_s=np.array(requests.arrival, np.float64) / PS,

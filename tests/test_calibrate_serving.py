@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from click.testing import CliRunner
 from roofplan.calibrate.serving_fit import fit_engine
 from roofplan.calibrate.serving_points import ServePoint, Unusable, engine_profile, model_name, read_points
 from roofplan.calibrate.serving_predict import predict
+from roofplan.calibrate.serving_recipes import Recipe, Run, inferencex, undated
 from roofplan.calibrate.validate_cli import validate
 from roofplan.calibrate.validate_serving import is_fit_row, validate_serving, validate_serving_log
 from roofplan.scenarios.errors import BadFile, BadInput
-from roofplan.scenarios.serving import EnginePlan
+from roofplan.scenarios.serving import EnginePlan, serving_engine
 
 pytest.importorskip("pandas", reason="measurement tables need the calibrate extra")
 
@@ -87,6 +89,8 @@ def test_engine_profiles_follow_the_release():
     assert engine_profile("vLLM", "0.5.4") == "vllm-0.6"
     assert engine_profile("vLLM", float("nan"), is_2024=True) == "vllm-0.6"
     assert engine_profile("TensorRT-LLM", "1.0.0rc3") == "trtllm-1.0"
+    assert engine_profile("vLLM", "0.12.0") == "vllm-0.12"
+    assert engine_profile("vLLM", "0.11.2", asynchronous=True) == "vllm"
     with pytest.raises(Unusable, match="has no profile"):
         engine_profile("", "1")
 
@@ -103,7 +107,7 @@ def point(**changes) -> ServePoint:
         "osl": 64,
         "concurrency": 8,
         "static_batch": False,
-        "lengths_low_frac": 1.0,
+        "recipe": Recipe(),
         "measured": {"tpot_s": 0.01},
     }
     return ServePoint(**(base | changes))
@@ -124,21 +128,109 @@ def test_twice_the_replicas_at_twice_the_load_is_twice_the_throughput():
     assert two["output_tokens_per_s_per_gpu"] == pytest.approx(one["output_tokens_per_s_per_gpu"])
 
 
-def test_fit_recovers_a_host_time_that_was_put_in():
-    """Points made with 4 ms of host time a step are fitted back to within a grid step."""
-    from dataclasses import replace
-
-    from roofplan.scenarios.serving import serving_engine
-
-    slow = replace(serving_engine("vllm"), step_cpu_s=0.004, sequence_cpu_s=0.0)
+def test_fit_recovers_host_times_that_were_put_in():
+    """Points made with 4 ms of host time a step and 50 ms before the scheduler are fitted back to within 10 %."""
+    slow = replace(serving_engine("vllm"), step_cpu_s=0.004, sequence_cpu_s=0.0, request_cpu_s=0.05)
     made = [point(isl=isl, osl=32, concurrency=c) for isl in (128, 256, 512) for c in (1, 2, 4, 8, 16)]
-    made = [replace(p, measured={"tpot_s": predict(p, slow)["tpot_s"]}) for p in made]
+    made = [replace(p, measured={m: predict(p, slow)[m] for m in ("tpot_s", "ttft_s")}) for p in made]
     assert any(is_fit_row(p) for p in made)
     engine, how = fit_engine(made, "vllm")
-    assert engine.step_cpu_s == pytest.approx(0.004, abs=0.001)
+    assert engine.step_cpu_s + 8 * engine.sequence_cpu_s == pytest.approx(0.004, rel=0.15)
+    assert engine.request_cpu_s == pytest.approx(0.05, rel=0.1)
     assert how["mean_log_error"] < 0.2 * how["mean_log_error_before"]
+    assert how["mean_log_error_ttft"] < 0.2 * how["mean_log_error_ttft_before"]
     with pytest.raises(BadInput, match="no measured point of engine sglang"):
         fit_engine(made, "sglang")
+
+
+def run_of(**changes) -> Run:
+    base = {"engine": "sglang", "model": "deepseek-r1", "gpu": "b200", "four_bit": True, "tp": 8, "isl": 1024, "osl": 1024}
+    return Run(**(base | {"concurrency": 64, "date": "2026-03-25"} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, {"token_budget": 16384, "kv_dtype": "fp8", "poll_steps": 30, "max_num_seqs": 256, "lengths_low_frac": 0.8}),
+        ({"concurrency": 8}, {"poll_steps": 10}),
+        ({"gpu": "h200", "four_bit": False}, {"token_budget": 32768, "kv_dtype": "", "poll_steps": 0, "max_num_seqs": 512}),
+        ({"engine": "trtllm", "date": "2025-11-02"}, {"token_budget": 1152, "wait_steps": 0}),
+        ({"engine": "trtllm", "four_bit": False}, {"token_budget": 8192, "wait_steps": 40, "wait_fill_frac": 0.8}),
+        ({"engine": "trtllm", "model": "llama3.1-70b", "tp": 4}, {"wait_steps": 20, "token_budget": 16384}),
+        ({"engine": "trtllm", "model": "llama3.1-70b"}, {"wait_steps": 0}),
+        ({"engine": "vllm", "model": "gpt-oss-120b"}, {"largest_graph": 2048, "kv_dtype": "fp8", "asynchronous": True}),
+        ({"engine": "vllm", "model": "minimax-m2", "gpu": "h200"}, {"expert_parallel": True}),
+        ({"engine": "vllm", "model": "minimax-m2", "date": "2026-04-08", "isl": 8192}, {"token_budget": 16384, "kv_dtype": "fp8"}),
+        ({"engine": "vllm", "model": "qwen3-32b", "isl": 2000}, {"token_budget": 0, "lengths_low_frac": 1.0}),
+    ],
+)
+def test_runs_are_launched_as_their_scripts_say(changes, wanted):
+    recipe = inferencex(run_of(**changes))
+    assert {name: getattr(recipe, name) for name in wanted} == wanted
+
+
+def test_runs_without_a_script_spread_their_prompts():
+    assert undated("vllm", "0.12.0").lengths_low_frac == 0.98
+    assert undated("sglang", "0.5.1.post1").lengths_low_frac == 1.0
+
+
+AIC = {
+    "gpu": "b200_sxm", "framework": "trtllm", "framework_version": "1.2.0rc6.post2", "model": "deepseek-ai/DeepSeek-R1", "mode": "agg",
+    "isl": 1024, "osl": 1024, "concurrency": 64, "gemm_quant_mode": "nvfp4", "moe_quant_mode": "nvfp4", "precision": "fp4", "tp_size": 8,
+    "attention_dp_size": 1, "moe_tp_size": 8, "moe_ep_size": 1, "measured_date": "2026-02-03", "ttft_ms": 200.0, "tpot_ms": 20.0,
+}  # fmt: skip
+
+
+def aic_points(tmp_path: Path, *rows: dict[str, object]):
+    import pandas as pd
+
+    path = tmp_path / "points.csv"
+    pd.DataFrame([AIC | row for row in rows]).to_csv(path, index=False)
+    return read_points(path)
+
+
+def test_days_of_unsaid_speculation_are_skipped_with_the_pull_request(tmp_path):
+    points, skipped = aic_points(tmp_path, {}, {"measured_date": "2026-02-06"}, {"measured_date": "2026-01-14"})
+    assert [p.id for p in points] == ["points-0"]
+    assert ["pull request 642" in skipped[0]["why"], "pull request 392" in skipped[1]["why"]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        ({"tp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (8, 1, 8)),
+        ({"tp_size": 1, "attention_dp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (1, 8, 8)),
+        ({"tp_size": 4, "attention_dp_size": 4, "moe_tp_size": 1, "moe_ep_size": 16}, (1, 4, 4)),
+        ({"tp_size": 8, "moe_tp_size": 1, "moe_ep_size": 8}, (8, 1, 8)),
+        ({"tp_size": 1, "attention_dp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2}, (1, 4, 2)),
+    ],
+)
+def test_layouts_of_misstated_rows_are_recovered(tmp_path, columns, layout):
+    """Tables of InferenceX carry tp·ep as tp (64 on eight GPUs) or the node's width as both tp and attention dp."""
+    (found,), _ = aic_points(tmp_path, columns)
+    assert (found.plan.tp, found.plan.dp, found.plan.ep) == layout
+
+
+def test_layouts_that_contradict_themselves_are_skipped(tmp_path):
+    points, skipped = aic_points(tmp_path, {"tp_size": 72, "moe_tp_size": 72}, {"tp_size": 2, "moe_tp_size": 4})
+    assert not points
+    assert all("not a layout of one node" in row["why"] for row in skipped)
+
+
+@pytest.mark.parametrize(
+    ("model", "gemm", "moe", "formats"),
+    [
+        ("deepseek-ai/DeepSeek-R1", "fp8", "fp8", ("fp8_block", "")),
+        ("deepseek-ai/DeepSeek-R1", "nvfp4", "nvfp4", ("bf16", "nvfp4")),
+        ("moonshotai/Kimi-K2.5", "int4_wo", "int4_wo", ("bf16", "int4")),
+        ("openai/gpt-oss-120b", "nvfp4", "nvfp4", ("bf16", "mxfp4")),
+        ("Qwen/Qwen3-235B-A22B-FP8", "fp8", "fp8", ("fp8_block", "")),
+        ("meta-llama/Llama-3.1-70B", "nvfp4", "nvfp4", ("nvfp4", "")),
+    ],
+)
+def test_checkpoints_are_in_the_formats_they_ship_in(tmp_path, model, gemm, moe, formats):
+    (found,), _ = aic_points(tmp_path, {"model": model, "gemm_quant_mode": gemm, "moe_quant_mode": moe})
+    assert (found.plan.weight_dtype, found.plan.expert_dtype) == formats
 
 
 @pytest.fixture
