@@ -32,6 +32,7 @@ from .serve_search import ServeDecision, plan_serving
 OWN_FLAGS = (
     "model", "gpu", "cluster", "gpus_per_node", "n_gpus", "task", "isl", "osl", "ttft", "tpot", "rate", "allow", "top", "trace",
     "concurrency", "objective", "out", "calibration", "price_usd_per_h", "host_ram_bytes", "rope_scaling", "speculation", "engine",
+    "expert_skew",
 )  # fmt: skip
 FLAG_NAMES = {
     "n_gpus": "gpus",
@@ -104,6 +105,7 @@ def read_ask(flags: Mapping[str, Any]) -> ServeAsk:
         slo=slo, objective=flags.get("objective") or ("throughput" if flags.get("n_gpus") else "cost"), rate_per_s=rate,
         concurrency=int(clients), trace=trace,
         keep_arrivals=trace is not None and not flags.get("rate"), allow_quant=_quant(flags.get("allow") or ()),
+        expert_skew=flags.get("expert_skew") or 0.0,
         engine=serving_engine(flags.get("engine") or "vllm").name,
         speculation=read_speculation(flags["speculation"]) if flags.get("speculation") else None,
         rope=read_rope_scaling(flags["rope_scaling"]) if flags.get("rope_scaling") else None,

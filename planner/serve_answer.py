@@ -56,6 +56,7 @@ def scenario(ask: ServeAsk) -> dict[str, Any]:
         "context_tokens": ask.context_tokens, **promised, "objective": ask.objective, "rate_per_s": ask.rate_per_s or None,
         "concurrency": ask.concurrency or None, "trace": ask.trace.source if ask.trace else None,
         "n_requests": len(ask.trace) if ask.trace else None, "engine": ask.engine, "allow": ["quant"] if ask.allow_quant else [],
+        "expert_skew": ask.expert_skew,
         "rope_scaling": dataclasses.asdict(ask.rope) | {"original_max_tokens": ask.model.max_seq_tokens} if ask.rope else None,
         "speculation": dataclasses.asdict(ask.speculation) if ask.speculation else None,
         "price_usd_per_h": ask.cluster.on_demand_usd_per_h,

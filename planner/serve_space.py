@@ -58,8 +58,10 @@ def broken_rule(ask: ServeAsk, plan: EnginePlan) -> str:
     if plan.ep == 1 and m.n_experts and m.moe_ffn_hidden % (plan.tp * plan.dp * plan.cp):
         return f"tp*dp*cp={plan.tp * plan.dp * plan.cp} does not divide moe_ffn_hidden={m.moe_ffn_hidden} of {m.name}"
     n = plan.n_gpus
-    if plan.pp > 1 and n <= node and _fast_links(ask) and not m.n_heads % (2 * plan.tp):
-        return f"pp={plan.pp} inside a node with NVLink: wider tp does the same without pipeline bubbles, which are not modelled"
+    if plan.pp > max(n // node, 1) and _fast_links(ask) and not m.n_heads % (2 * plan.tp):
+        return (
+            f"pp={plan.pp} makes stages inside a node with NVLink: wider tp does the same without pipeline bubbles, which are not modelled"
+        )
     if (n < node and node % n) or (n > node and n % node):
         return f"a replica of {n} GPUs neither divides a node of {node} nor fills whole nodes"
     return ""
@@ -87,12 +89,14 @@ def formats(ask: ServeAsk) -> list[tuple[str, str, str]]:
 
 
 def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
-    """A layout in every allowed format, with the workload's prefix cache, host tier and speculation switched on and off."""
+    """A layout in every allowed format, with the workload's prefix cache, host tier, expert copies and speculation on and off."""
     for weights, experts, kv in formats(ask):
         base = dataclasses.replace(plan, weight_dtype=weights, expert_dtype=experts, kv_dtype=kv)
         base = dataclasses.replace(base, preemption="swap" if ask.long_prompts else "recompute")
         caches = [dataclasses.replace(base, prefix_cache=True)] if ask.hashed else [base]
         caches += [dataclasses.replace(c, kv_tiers=(tier,)) for c in caches if ask.hashed and (tier := host_tier(ask, plan)) is not None]
+        if ask.expert_skew and plan.ep > 1:
+            caches += [dataclasses.replace(c, redundant_experts=plan.ep) for c in caches]
         yield from caches
         if ask.speculation is not None:
             yield from (dataclasses.replace(c, speculation=ask.speculation) for c in caches)
@@ -130,6 +134,7 @@ def describe(plan: EnginePlan) -> str:
     words += [f"{plan.expert_dtype} experts"] if plan.expert_dtype not in ("", plan.weight_dtype) else []
     words += [f"budget {plan.token_budget}"] if plan.token_budget else []
     words += [f"{plan.max_num_seqs} seats"] if plan.max_num_seqs not in (0, SEATS) else []
+    words += [f"{plan.redundant_experts} expert copies"] if plan.redundant_experts else []
     words += [f"{tier.name} KV tier" for tier in plan.kv_tiers]
     return " ".join(words + ([f"{plan.speculation.method} speculation to γ={_most(plan.speculation)}"] if plan.speculation else []))
 
