@@ -73,6 +73,11 @@ def prompt_tokens_per_s_per_gpu(case: Case) -> float:
     return n * kv / seconds / plan.n_gpus
 
 
+def prompt_s(case: Case) -> float:
+    """Seconds of a step that carries one whole prompt of ``kv_tokens``."""
+    return _step_ms(case, 0, 1, int(case.numbers["kv_tokens"])) / 1e3
+
+
 def decode_tokens_per_s_per_gpu(case: Case) -> float:
     """Tokens per second and GPU of steps of ``n_decodes`` sequences (over all GPUs of the replica)."""
     return case.numbers["n_decodes"] / (decode_step_ms(case) / 1e3) / _serving(case).deployment.plan.n_gpus

@@ -38,6 +38,7 @@ def test_steps_add_up() -> None:
     assert two == pytest.approx(step / 2)
     checked = predict(case("decode_step_ms", **numbers(n_decodes=300, kv_tokens=1024, checked_tokens=2)))
     assert checked > predict(case("decode_step_ms", **numbers(n_decodes=300, kv_tokens=1024)))
+    assert predict(case("prompt_s", **numbers(kv_tokens=4096))) > 2 * 7.5e9 * 4096 / 312e12
     weights_ms = 2 * 8e9 / 2.039e12 * 1e3
     assert step > 0.9 * weights_ms
 
