@@ -38,7 +38,7 @@ golden: $(VENV)/.ready  ## rewrite the recorded outputs; read the diff before yo
 	ROOFPLAN_GOLDEN=write $(PY) -m pytest -k "recorded or golden"
 	git diff --stat -- tests/golden
 
-verify: $(VERIFY_VENV)/.ready  ## run emitted files on CPU ranks with the real torch and DeepSpeed; Triton kernels in its interpreter
+verify: $(VERIFY_VENV)/.ready  ## emitted files read and run on CPU by the real torch, DeepSpeed, vLLM, SGLang; Triton kernels in its interpreter
 	$(VERIFY_VENV)/bin/python -m pytest tests/verify tests/test_kernels_*.py
 
 $(VERIFY_VENV)/.ready: pyproject.toml tests/verify/install.sh
