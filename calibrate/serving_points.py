@@ -17,9 +17,14 @@ from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
 TRUTH_COLUMNS = ("id", "source", "framework", "model", "gpu", "metric", "value")
-SPELLINGS = {"kimi-k2.5": "kimi-k2", "llama v3.1 8b": "llama3.1-8b", "llama v3.1 70b": "llama3.1-70b", "deepseek-v3.1": "deepseek-v3"}
+SPELLINGS = {
+    "kimi-k2.5": "kimi-k2", "llama v3.1 8b": "llama3.1-8b", "llama v3.1 70b": "llama3.1-70b", "deepseek-v3.1": "deepseek-v3",
+    "llama-3-8b-instruct-1m": "llama3-8b",
+}  # fmt: skip
 """Names in the tables -> a registered model of the same shape."""
-FRAMEWORKS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "tensorrt-llm": "trtllm"}
+FRAMEWORKS = {
+    "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "tensorrt-llm": "trtllm", "lmdeploy": "lmdeploy", "gpt-fast": "gpt-fast",
+}  # fmt: skip
 METRICS = {
     "ttft_ms_mean": ("ttft_s", 1e-3),
     "tpot_ms_mean": ("tpot_s", 1e-3),
@@ -28,6 +33,11 @@ METRICS = {
     "ttft_ms_p50": ("ttft_p50_s", 1e-3),
     "tpot_ms_p50": ("tpot_p50_s", 1e-3),
     "total_tps_per_gpu": ("total_tokens_per_s_per_gpu", 1.0),
+    "ttft_ms_p90": ("ttft_p90_s", 1e-3),
+    "ttft_ms_p99": ("ttft_p99_s", 1e-3),
+    "tpot_ms_p90": ("tpot_p90_s", 1e-3),
+    "tpot_ms_p99": ("tpot_p99_s", 1e-3),
+    "prefill_latency_s": ("ttft_s", 1.0),
 }
 """Metric column of the truth table -> our metric and the factor to SI."""
 
@@ -112,8 +122,10 @@ def engine_profile(framework: str, version: Any, is_2024: bool = False, asynchro
 
     ``asynchronous``: scheduling beside the GPU was switched on, as later releases do unasked.
     """
-    words = framework.strip().lower().split()
-    found = FRAMEWORKS.get(words[0] if words else "")
+    if "minference" in framework.lower():
+        raise Unusable("sparse attention of MInference is priced as a technique, not as an engine")
+    words = re.split(r"[\s+]", framework.strip().lower())
+    found = FRAMEWORKS.get(words[0])
     if found is None:
         raise Unusable(f"engine {framework!r} has no profile; known: {', '.join(sorted(set(FRAMEWORKS.values())))}")
     digits = re.match(r"(\d+)\.(\d+)", str(version))
@@ -217,6 +229,12 @@ def _launched(
     return plan, recipe
 
 
+STATIC_SOURCES = ("static", "LLM-Inference-Bench", "gpt-fast", "MInference")
+"""Sources that run one batch from start to end."""
+GPT_FAST_TOKENS = 200
+"""New tokens of gpt-fast's generate.py unless told otherwise."""
+
+
 def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     metric, factor = METRICS.get(str(row["metric"]), ("", 0.0))
     if not metric:
@@ -226,10 +244,12 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     if row.get("spec_decode") == "mtp":
         raise Unusable("speculative decoding with an unpublished acceptance rate")
     source = str(row["source"])
-    if not _int(row, "isl") or not _int(row, "osl"):
+    isl, osl = _int(row, "isl"), _int(row, "osl") or (GPT_FAST_TOKENS if source.startswith("gpt-fast") else 0)
+    if not isl or not osl:
         raise Unusable("prompt or answer length is not published")
-    static = "static" in source.lower() or "LLM-Inference-Bench" in source
-    gpu, model = registry.accelerator(str(row["gpu"])).name, model_name(str(row["model"]))
+    static = any(word in source for word in STATIC_SOURCES)
+    gpu = registry.accelerator(re.sub(r"\s*\(.*\)$", "", str(row["gpu"]))).name
+    model = model_name(str(row["model"]))
     tp = _int(row, "tp", 1) or 1
     n_gpus = _int(row, "num_gpus", tp) or tp
     dp, ep = max(_int(row, "dp_attention", 1), 1), max(_int(row, "ep", 1), 1)
@@ -241,7 +261,6 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     if not load and not offline:
         raise Unusable("neither concurrency nor batch is published")
     dtype, experts = _formats(model, str(row["model"]), _dtype(row.get("precision")), "")
-    isl, osl = _int(row, "isl"), _int(row, "osl")
     layout = (tp, dp, ep if (tp * dp) % ep == 0 else 1)
     dated = re.search(r"measured=(\d{4}-\d{2}-\d{2})", str(row.get("notes"))) if "InferenceX" in source else None
     date = dated[1] if dated else "2025-11" if "InferenceX" in source else ""
@@ -283,7 +302,9 @@ def _formats(model: str, label: str, weights: str, experts: str) -> tuple[str, s
 def _dtype(*labels: Any) -> str:
     """Weight format of the first label that is given; 16 bits where nothing is said."""
     named = next((str(v) for v in labels if isinstance(v, str) and v), "bf16").lower()
+    named = re.sub(r"(-wo)?( g\d+)?$", "", named)
     known = {
+        "int8": "int8",
         "fp4": "nvfp4",
         "nvfp4": "nvfp4",
         "fp8": "fp8",

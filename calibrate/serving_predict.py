@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -58,10 +59,18 @@ def _system(gpu: str, n_gpus: int) -> ServeSystem:
     return serve_system(registry.cluster(gpu, n_gpus), serving_engine("vllm"))
 
 
+STATS: dict[str, Callable[[Floats64], float]] = {
+    "": lambda v: float(v.mean()),
+    "_p50": lambda v: float(np.median(v)),
+    "_p90": lambda v: float(np.quantile(v, 0.9)),
+    "_p99": lambda v: float(np.quantile(v, 0.99)),
+}
+
+
 def _latencies(sent: Floats64, first: Floats64, finish: Floats64, output: Floats64) -> dict[str, float]:
-    """Mean and median TTFT and TPOT; no TPOT where every answer is one token."""
+    """Mean and quantiles of TTFT and TPOT; no TPOT where every answer is one token."""
     found = {"ttft": first - sent}
     many = output > 1
     if many.any():
         found["tpot"] = (finish - first)[many] / (output[many] - 1)
-    return {f"{name}{stat}_s": float(fn(values)) for name, values in found.items() for stat, fn in (("", np.mean), ("_p50", np.median))}
+    return {f"{name}{stat}_s": of(values) for name, values in found.items() for stat, of in STATS.items()}
