@@ -17,7 +17,8 @@ from ..scenarios.serving import EnginePlan, ServeWorkload
 from .engine import Limits, Replica
 from .policies import Policy, policy_named
 from .requests import Requests
-from .stepping import stepping_replicas
+from .speculate import Acceptance, Controller
+from .stepping import SteppingReplica
 from .stores import prefix_stores
 
 
@@ -96,4 +97,12 @@ def start_replicas(
     stores = prefix_stores(plan, work, kind.policy, block, kind.kv_bytes_per_token, n) if cached else [None] * n
     if isinstance(times, StepTimes) and kind.verify is None and not kind.policy.layer_tokens:
         return [Replica(requests, times, kind.policy, kind.limits, store) for store in stores]
-    return list(stepping_replicas(requests, times, kind.verify, kind.policy, kind.limits, stores, plan.speculation, kind.n_layers, seed))
+    layers, spec, verify = kind.n_layers, plan.speculation, kind.verify
+    if spec is None or verify is None:
+        return [SteppingReplica(requests, times, kind.policy, kind.limits, store, n_layers=layers) for store in stores]
+    draws = Acceptance(spec, len(requests), seed)
+    parts = [(Controller(spec, verify, kind.limits.max_seqs, kind.limits.budget), draws) for _ in stores]
+    return [
+        SteppingReplica(requests, verify.times, kind.policy, kind.limits, store, speculation=part, n_layers=layers)
+        for store, part in zip(stores, parts, strict=True)
+    ]

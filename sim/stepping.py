@@ -6,16 +6,12 @@ of ``Replica``, which it equals bit for bit where both apply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from heapq import heappop
-from typing import Protocol
 
 import numpy as np
 
-from ..costmodels.speculation_time import VerifyTimes
 from ..costmodels.step_times import StepTimes
 from ..scenarios.errors import BadInput
-from ..scenarios.serving_parts import Speculation
 from .batch import Batch
 from .engine import NEVER, Limits, Replica
 from .gaps import FOLD
@@ -24,19 +20,7 @@ from .policies import Policy
 from .preempt_batch import preempt_from, released
 from .requests import Requests
 from .speculate import Acceptance, Controller
-
-
-class StepPrice(Protocol):
-    """Step times of any shape: whole picoseconds of a step, and of one KV block over the host link."""
-
-    swap: int
-
-    def step_ps(self, n_decodes: int, kv_sum: int, chunks: list[tuple[int, int]]) -> int:
-        """``n_decodes`` sequences that read ``kv_sum`` cached tokens, and prompt chunks as (tokens, past)."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the largest step it can price."""
+from .step_price import StepPrice
 
 
 class SteppingReplica(Replica):
@@ -267,6 +251,13 @@ class SteppingReplica(Replica):
             work = (work + (self.groups - 1) * t.linear[queries]) // self.groups
         return work + self.fixed[gamma][rows] + self.per_kv[gamma][n] * kv
 
+    def _compute_ps(self, tokens: int, past: int) -> int:
+        """As ``Replica._compute_ps``."""
+        if self.price is None:
+            return super()._compute_ps(tokens, past)
+        c = self.budget if self.policy.chunked else tokens
+        return sum(self.price.step_ps(0, 0, [(min(c, tokens - at), past + at)]) for at in range(0, tokens, c))
+
     def _decode(self, gamma: int, dt: int) -> None:
         """Every running sequence gains its tokens; those with a whole answer leave."""
         batch = self.batch
@@ -339,26 +330,3 @@ class SteppingReplica(Replica):
 
 _EMPTY = StepTimes(linear=[0], decode=[0], decode_slope=[0], prefill=[0], prefill_slope=[0])
 """Stands where a ``StepPrice`` is asked instead."""
-
-
-def stepping_replicas(
-    requests: Requests,
-    times: StepTimes | StepPrice,
-    verify: VerifyTimes | None,
-    policy: Policy,
-    limits: Limits,
-    stores: Sequence[PrefixStore | None],
-    speculation: Speculation | None,
-    n_layers: int,
-    seed: int,
-) -> list[SteppingReplica]:
-    """One replica a store, alike, each with its own controller; all draw from one seed."""
-    parts: list[tuple[Controller, Acceptance] | None] = [None] * len(stores)
-    if speculation is not None and verify is not None:
-        draws = Acceptance(speculation, len(requests), seed)
-        parts = [(Controller(speculation, verify, limits.max_seqs, limits.budget), draws) for _ in stores]
-    tables = verify.times if verify is not None else times
-    return [
-        SteppingReplica(requests, tables, policy, limits, store, speculation=part, n_layers=n_layers)
-        for store, part in zip(stores, parts, strict=True)
-    ]

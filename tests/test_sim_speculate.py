@@ -150,10 +150,10 @@ def test_goodput_learns_acceptance():
 
 def test_a_queue_of_prompts_lowers_gamma():
     good = controller(spec(controller="goodput"), budget=512)
-    alone = good.choose(60, 60, 60_000)
+    alone = good.choose(10, 10, 10_000)
     good.watch(2 * MEMORY_PS, 2 * MEMORY_PS, True)
     assert good.load_frac == 1.0
-    assert good.choose(60, 60, 60_000, 100_000, 100) < alone
+    assert good.choose(10, 10, 10_000, 100_000, 100) < alone
     good.watch(4 * MEMORY_PS, 0, False)
     assert good.load_frac == 0.0
 

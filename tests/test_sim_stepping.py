@@ -163,6 +163,17 @@ def test_step_prices_that_are_affine_give_what_the_tables_give(name, rows, seats
     assert found[0] == found[1]
 
 
+def test_whole_step_prices_weigh_loading_against_computing():
+    """A slow tier is not read: computing the prompt again, priced in chunks of the budget, is faster; a fast one is."""
+    for rate, hits in ((1e3, 0), (1e9, 2)):
+        requests = Requests(workload([(0, 40, 1, 0), (10**6, 200, 1, 0), (10**6, 40, 1, 0)]))
+        blocks = PromptBlocks([1, 2, *range(10, 22), 1, 2], [0, 2, 14, 16], list(requests.prompt), 16, 8)
+        tier = Tier(KvTier(name="host", capacity_bytes=800, bytes_per_s=rate), 8.0)
+        limits = Limits(budget=16, max_seqs=8, blocks=25, block_tokens=8)
+        played(SteppingReplica(requests, Bent(toy_times()), POLICIES["vllm-v1"], limits, PrefixCache(blocks, Tiers([tier]))), 3)
+        assert tier.n_read == hits
+
+
 def test_steps_that_are_not_affine_are_priced_whole():
     price, requests = Bent(toy_times(), 1.1), Requests(workload([(0, 20, 4, 0), (0, 30, 2, 0)]))
     limits = Limits(budget=64, max_seqs=8, blocks=10, block_tokens=16)
