@@ -110,7 +110,7 @@ def test_gamma_falls_with_the_batch_and_matches_brute_force(chain):
     rows = gamma_table(chain, CHAIN, 512, 1024.0)
     assert rows[0][1] == 5
     assert rows[-1] == (512, rows[-1][1])
-    assert rows[-1][1] <= 2
+    assert rows[-1][1] < 5
     assert [b for b, _ in rows] == sorted({b for b, _ in rows})
     for n in (1, 20, 63, 130, 300, 512):
         gamma = next(g for b, g in rows if n <= b)
