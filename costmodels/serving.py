@@ -38,14 +38,19 @@ class Reach:
 def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach) -> StepTimes:
     """Tables of ``StepTimes`` for every step up to ``reach``.
 
-    Steps pad up to the engine's CUDA-graph sizes; a larger step launches its kernels one by one, which bounds it from below.
+    Steps pad up to the engine's CUDA-graph sizes; a larger step launches its kernels one by one, which bounds it from below. So does,
+    where graphs are for decoding only, a step of more tokens than sequences: it holds a prompt.
     """
-    sizes = _grid(reach.tokens)
+    sizes, engine = _grid(reach.tokens), system.engine
     ranks = plan.dp * plan.cp
     each = np.ceil(sizes / ranks)  # graphs are captured by the tokens of one attention rank
-    linear = layers_s(model, spread(plan), system, ranks * _padded(each, system.engine.graph_tokens)) * system.engine.kernel_frac
-    eager = system.engine.launch_s * launched_kernels(model, system.engine.kernels_per_layer)
-    linear = np.where(each > max(system.engine.graph_tokens, default=0), np.maximum(linear, eager), linear)
+    graphs = engine.graph_tokens
+    if engine.graphs_decode_only:
+        most = -(-reach.seqs // ranks)
+        graphs = (*(g for g in graphs if g < most), *((most,) if graphs and most <= max(graphs) else ()))
+    linear = layers_s(model, spread(plan), system, ranks * _padded(each, graphs)) * engine.kernel_frac
+    eager = engine.launch_s * launched_kernels(model, engine.kernels_per_layer)
+    linear = np.where(each > max(graphs, default=0), np.maximum(linear, eager), linear)
     all_linear = np.interp(np.arange(reach.tokens + 1), sizes, linear)
     all_linear[0] = 0.0
 

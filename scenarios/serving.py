@@ -67,12 +67,12 @@ class ServingEngine:
     ``step_cpu_s`` is host time per engine step that no GPU work hides, ``sequence_cpu_s`` the same per running sequence (sampling,
     detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP, tokenising), ``frontend_cpu_s`` the part of it that requests
     take in turn. A step of at most ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one
-    launches ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each. ``context_bytes`` are CUDA context, graphs and
-    workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with ``memory_frac_of_free``: the part of what
-    weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's kernel time over that of the measured
-    kernels. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``, start with ``large_token_budget`` and
-    ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on published serving points that no
-    constant was fitted on. ``sources`` says where each comes from.
+    launches ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
+    ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with
+    ``memory_frac_of_free``: the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's
+    kernel time over that of the measured kernels. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``, start
+    with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on
+    published serving points that no constant was fitted on. ``sources`` says where each comes from.
     """
 
     name: str
@@ -95,6 +95,7 @@ class ServingEngine:
     large_max_num_seqs: int = 0
     small_cards: tuple[str, ...] = ()
     memory_frac_of_free: bool = False
+    graphs_decode_only: bool = False
     throughput_error_frac: float = 0.15
     ttft_error_frac: float = 0.4
     tpot_error_frac: float = 0.15
