@@ -53,31 +53,46 @@ def attention_layer_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t
     t = np.ceil(tokens / one.dp)
     reduce = ops.tp_all_reduce_s(system, 2.0 * t * model.hidden, one.tp)
     weights = count_params(model).attn_per_layer / one.tp
-    linear = sustained_s(system, t * weights, weights, plan.weight_dtype) if sustained else ops.attention_linear_s(model, one, system, t)
+    n_products = 2 + int(model.q_lora_rank > 0) + 2 * int(model.is_mla)
+    linear = (
+        sustained_s(system, t * weights, weights, plan.weight_dtype, n_products)
+        if sustained
+        else ops.attention_linear_s(model, one, system, t)
+    )
     return linear + ops.norms_s(model, one, system, t) + reduce
 
 
 def ffn_layer_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Array, moe: bool, sustained: bool = False) -> Array:
-    """One FFN or MoE layer of ``tokens`` on the FFN GPUs."""
+    """One FFN or MoE layer of ``tokens`` on the FFN GPUs; ``sustained`` adds router, activation and permutation as they are measured."""
     side, p = ffn_side(plan), count_params(model)
     t = np.ceil(tokens / side.dp)
     if not sustained:
         return ops.moe_s(model, side, system, t, t * side.dp) if moe else ops.dense_ffn_s(model, side, system, t)
+    stream, n_in = system.roofline.stream_s, 2.0 if model.gated_mlp else 1.0
     home = (p.shared_per_layer if moe else p.dense_ffn_per_layer) / side.tp
+    total = np.zeros_like(t)
+    if home:
+        width = (model.shared_hidden if moe else model.ffn_hidden) / side.tp
+        total = sustained_s(system, t * home, home, plan.weight_dtype, 2) + stream(2 * (n_in + 1) * t * width)
     if not moe:
-        return sustained_s(system, t * home, home, plan.weight_dtype)
+        return total
+    router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + stream(4 * t * model.n_experts)
     pairs, busy = most_loaded(model.n_experts, model.top_k, plan.expert_skew, plan.ep, plan.redundant_experts, t * side.dp)
     each = p.expert / side.tp
-    return sustained_s(system, t * home, home, plan.weight_dtype) + sustained_s(system, pairs * each, busy * each, plan.experts_in)
+    routed = sustained_s(system, pairs * each, busy * each, plan.experts_in, 2)
+    return total + router + routed + stream(2 * pairs * ((n_in + 1) * model.moe_ffn_hidden / side.tp + 3 * model.hidden))
 
 
-def sustained_s(system: ServeSystem, products: Array, weights: Array | float, dtype: str) -> Array:
-    """Seconds of a kernel written for its engine: ``max(2·products/peak, weight bytes/bandwidth)`` at the fractions of each that the
-    card's 16-bit products reach on large shapes (family ``gemm.bf16``). ``products`` are multiply-adds.
+def sustained_s(system: ServeSystem, products: Array, weights: Array | float, dtype: str, n_kernels: int = 1) -> Array:
+    """Seconds of kernels written for their engine: ``n·launch + max(2·products/peak, weight bytes/bandwidth)``.
+
+    Peak and bandwidth are met to the fractions that the card's 16-bit products reach on large shapes, and launches take as long (family
+    ``gemm.bf16``). ``products`` are multiply-adds.
     """
     gpu, c = system.accelerator, system.roofline.calibration.fit("gemm.bf16").coefficients
     peak = gpu.peak_flops_per_s(dtype.removesuffix("_block")) * c["compute_frac"]
-    out: Array = np.maximum(2 * products / peak, weight_bytes(dtype) * weights / (gpu.hbm_bytes_per_s * c["memory_frac"]))
+    bound = np.maximum(2 * products / peak, weight_bytes(dtype) * weights / (gpu.hbm_bytes_per_s * c["memory_frac"]))
+    out: Array = n_kernels * c["launch_s"] + bound
     return out
 
 
