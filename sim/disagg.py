@@ -142,6 +142,7 @@ class Disaggregated:
                     fleet.catch_up(d)
                 if need <= replica.free:
                     replica.free -= need
+                    fleet.wake(d)  # with less room, less can be said about what it will do
                     coming[d] += 1
                     self.moves[q] = _Move(sender=i, receiver=d, n_bytes=requests.prompt[q] * self.kv_bytes_per_token)
                     return self.moves[q]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -49,10 +49,10 @@ class Fleet:
         """Who is told of the finishes of watched replicas."""
         self._finished = finished
 
-    def watch(self, which: Iterable[int], on: bool = True) -> None:
+    def watch(self, which: Sequence[int], on: bool = True) -> None:
         """Hear, or no longer hear, of the finishes of these replicas, from now on."""
-        self.catch_up()
         for i in which:
+            self.catch_up(i)
             self._watched[i] = on
             self.replicas[i].seen = [] if on else None
         turns = self._ordered + self._apart
@@ -60,6 +60,9 @@ class Fleet:
         self._apart = [turn for turn in turns if not self._watched[turn[1]]]
         heapify(self._ordered)
         heapify(self._apart)
+        if on:
+            for i in which:
+                self.wake(i)  # from its next step on, not only when something may change
 
     def submit(self, request: int, i: int) -> bool:
         """Give replica ``i`` a request, ready now or later than all it was given; False when it can never hold it."""
@@ -71,6 +74,7 @@ class Fleet:
     def wake(self, i: int) -> None:
         """Replica ``i`` may be able to do something from now on that it was not: it was given work, or room."""
         replica = self.replicas[i]
+        self.catch_up(i)
         if self._stalled[i]:
             self._stalled[i] = False
             replica.now = max(replica.now, self.now)
