@@ -38,7 +38,6 @@ def test_one_replica(tmp_path: Path) -> None:
     [
         ({"pp": 2}, {"pp-size": "2"}),
         ({"weight_dtype": "fp8", "kv_dtype": "fp8"}, {"quantization": "fp8", "kv-cache-dtype": "fp8_e4m3", "dtype": None}),
-        ({"weight_dtype": "fp8_block"}, {"quantization": None, "dtype": None}),
         ({"prefix_cache": False}, {"disable-radix-cache": True}),
         ({"prefix_cache": True}, {"disable-radix-cache": None, "enable-mixed-chunk": True}),
         ({"policy": "sglang"}, {"enable-mixed-chunk": None}),
@@ -49,6 +48,17 @@ def test_one_replica(tmp_path: Path) -> None:
 def test_each_option_is_a_flag(parts: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
     found = served(tmp_path, **parts)
     assert {name: found.get(name) for name in expected} == expected
+
+
+def test_formats_that_need_a_checkpoint(tmp_path: Path) -> None:
+    """Only fp8 is made of 16-bit weights while loading; DeepSeek-V3's own 8 bits need neither flag nor other weights."""
+    with pytest.raises(AssertionError, match=r"set MODEL to a checkpoint of llama3\.1-8b in fp8_block"):
+        served(tmp_path, weight_dtype="fp8_block")
+    assert "quantization" not in served(tmp_path, weight_dtype="fp8_block", env={"MODEL": "mine"})
+    found = served(tmp_path, model_name="deepseek-v3", tp=8, weight_dtype="fp8_block")
+    assert (found["model-path"], found.get("quantization")) == ("deepseek-ai/DeepSeek-V3", None)
+    with pytest.raises(AssertionError, match="set MODEL to a checkpoint of deepseek-v3 in bf16"):
+        served(tmp_path, model_name="deepseek-v3", tp=8)
 
 
 def test_data_parallel_attention(tmp_path: Path) -> None:
@@ -68,7 +78,7 @@ def test_data_parallel_attention(tmp_path: Path) -> None:
     ],
 )
 def test_speculation(spec: Speculation, name: str, expected: tuple[str, ...], tmp_path: Path) -> None:
-    found = served(tmp_path, model_name=name, tp=8, speculation=spec, env={"DRAFT_MODEL": "draft"})
+    found = served(tmp_path, model_name=name, tp=8, speculation=spec, env={"DRAFT_MODEL": "draft", "MODEL": "mine"})
     keys = ("speculative-algorithm", "speculative-num-steps", "speculative-eagle-topk", "speculative-num-draft-tokens")
     assert tuple(found[key] for key in keys) == expected
     assert found.get("speculative-draft-model-path") == (None if spec.method == "mtp" else "draft")

@@ -57,6 +57,11 @@ def test_disaggregated_server(tmp_path: Path) -> None:
                     "--extra_llm_api_options", "decode.yaml"]  # fmt: skip
 
 
+def test_every_format_is_a_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"set MODEL to a checkpoint of llama3\.1-8b in fp8"):
+        calls_of("tensorrt-llm/serve.sh", trtllm.emit(job_of(weight_dtype="fp8")), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "parts", "message"),
     [
@@ -67,7 +72,6 @@ def test_disaggregated_server(tmp_path: Path) -> None:
         ("llama3.1-8b", {"cp": 2}, "cp=2"),
         ("qwen3-30b-a3b", {"tp": 4, "pp": 2, "ep": 8}, "ep=8 of 4 GPUs"),
         ("qwen3-30b-a3b", {"tp": 4, "ep": 4, "redundant_experts": 4}, "redundant_experts=4"),
-        ("llama3.1-8b", {"weight_dtype": "fp8"}, "fp8 made while loading"),
         ("llama3.1-8b", {"kv_dtype": "int8"}, "kv_dtype=int8"),
         ("llama3.1-8b", {"policy": "sglang"}, "policy=sglang"),
         ("llama3.1-8b", {"speculation": Speculation()}, "speculation method=chain"),

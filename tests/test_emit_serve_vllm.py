@@ -32,7 +32,7 @@ def test_one_replica(tmp_path: Path) -> None:
         "model": "meta-llama/Llama-3.1-8B", "host": "0.0.0.0", "port": "8000", "served-model-name": "llama3.1-8b",
         "max-model-len": "4500", "tensor-parallel-size": "2", "dtype": "bfloat16", "max-num-seqs": "128",
         "max-num-batched-tokens": "2048", "enable-chunked-prefill": True, "enable-prefix-caching": True,
-        "gpu-memory-utilization": "0.9", "block-size": "16",
+        "gpu-memory-utilization": "0.9",
     }  # fmt: skip
 
 
@@ -125,6 +125,10 @@ def test_four_bit_weights_need_their_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"set MODEL to a checkpoint of llama3\.1-8b in nvfp4"):
         served(tmp_path, weight_dtype="nvfp4")
     assert "quantization" not in served(tmp_path, weight_dtype="nvfp4", env={"MODEL": "mine"})
+    found = served(tmp_path, model_name="deepseek-v3", tp=8, weight_dtype="fp8_block")
+    assert (found["model"], found.get("quantization")) == ("deepseek-ai/DeepSeek-V3", None)
+    with pytest.raises(AssertionError, match="set MODEL to a checkpoint of deepseek-v3 in fp8"):
+        served(tmp_path, model_name="deepseek-v3", tp=8, weight_dtype="fp8")
 
 
 def test_prefill_and_decode_pools(tmp_path: Path) -> None:

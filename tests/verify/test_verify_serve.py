@@ -81,6 +81,7 @@ def config_of(model: ModelSpec) -> dict[str, Any]:
         "v_head_dim": model.v_head_dim, "max_position_embeddings": model.max_seq_tokens, "num_nextn_predict_layers": model.n_mtp_layers,
         "topk_method": "noaux_tc", "scoring_func": "sigmoid", "routed_scaling_factor": 2.5, "rope_theta": 10000, "moe_layer_freq": 1,
         "hidden_act": "silu", "rms_norm_eps": 1e-06,
+        "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ Role = Literal["serve", "prefill", "decode"]
 """What a replica does: both phases, or one of them."""
 
 FIRST_PORT, ROUTER_PORT = 8100, 8000
+PLAIN = ("bf16", "fp16")
+"""Formats of 16 bits: one serves for the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +85,17 @@ class ServeJob:
             factor *= 2
         return factor
 
-    @property
-    def checkpoint(self) -> str:
-        """The Hugging Face id of the weights, or '' when none is known or the plan needs weights of another format."""
-        return self.model.hf_ids[0] if self.model.hf_ids and not self.needed_format else ""
+    def needed_format(self, converts: Collection[str]) -> str:
+        """The format a checkpoint must be made in first; '' where the published one serves as it is or is converted while loading.
 
-    @property
-    def needed_format(self) -> str:
-        """The weight format a checkpoint must come in, '' when the engine converts plain weights itself."""
-        own = (self.model.experts_in, self.model.weight_dtype)
-        asked = (pair for plan in self.plans().values() for pair in zip((plan.experts_in, plan.weight_dtype), own, strict=True))
-        return next((f for f, had in asked if f != had and needs_checkpoint(f)), "")
-
-
-def needs_checkpoint(dtype: str) -> bool:
-    """Whether weights of this format have to be made before serving: engines convert to fp8 and int8 while loading, not to 4 bits."""
-    return dtype not in ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "int8")
+        ``converts`` are the formats an engine makes of 16-bit weights while it loads them.
+        """
+        model = self.model
+        for plan in self.plans().values():
+            for asked, own in ((plan.weight_dtype, model.weight_dtype), (plan.experts_in, model.experts_in)):
+                if asked != own and not (own in PLAIN and (asked in PLAIN or asked in converts)):
+                    return asked
+        return ""
 
 
 def limits(job: ServeJob, plan: EnginePlan) -> Limits:

@@ -25,7 +25,8 @@ def how(job: ServeJob) -> str:
 def emit(job: ServeJob) -> dict[str, str]:
     """serve.py and the settings it reads; CannotExpress for what MII has no setting for."""
     check_expressible(job)
-    settings = {"mii": VERSION, "model": job.checkpoint, "serve": mii_config(job, job.deployment.plan)}
+    model = job.model.hf_ids[0] if job.model.hf_ids and not job.needed_format(()) else ""
+    settings = {"mii": VERSION, "model": model, "serve": mii_config(job, job.deployment.plan)}
     return {"deepspeed-mii/serve.py": template("serve_mii.py"), "deepspeed-mii/settings.json": to_json(settings)}
 
 

@@ -98,7 +98,9 @@ def _run(job: ServeJob, engines: Mapping[str, ModuleType], written: Files) -> st
         rows.append(f"| {module.TITLE} {module.VERSION}{mark} | {listed} | {module.how(job)} |")
     if not rows:
         return "## Run it\n\nNo engine can express this deployment; the tables below name the nearest.\n"
-    weights = "`MODEL` names other weights.\n" if job.checkpoint else "`MODEL` must name the weights.\n"
+    weights = "The scripts serve the published weights unless `MODEL` names others; they say so where a format has to be made first.\n"
+    if job.rope_factor > 1:
+        weights += "The stretched positions replace any scaling that the checkpoint has of its own: check its answers at length.\n"
     nodes = "On several nodes start the launcher on each with `HOSTS` and `NODE_RANK` set, or `sbatch serve.slurm`.\n"
     many = nodes if job.cluster.n_nodes > 1 else ""
     return "## Run it\n\n| engine | files | how |\n|---|---|---|\n" + "\n".join(rows) + f"\n\n{weights}{many}"

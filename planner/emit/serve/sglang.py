@@ -5,7 +5,7 @@ from __future__ import annotations
 from ....scenarios.serving import EnginePlan
 from ....scenarios.serving_parts import Speculation
 from ..target import refuse
-from .job import ROUTER_PORT, Role, ServeJob, limits
+from .job import PLAIN, ROUTER_PORT, Role, ServeJob, limits
 from .shell import (
     HEAD,
     Argument,
@@ -28,8 +28,8 @@ TITLE = "SGLang"
 VERSION, ROUTER_VERSION = "0.5.23", "0.3.2"
 BOOTSTRAP_PORT = 8998
 
-QUANTIZATION = {"fp8": "fp8", "mxfp8": "mxfp8", "int8": "w8a8_int8"}
-"""Weight format -> ``--quantization``; a block-scaled fp8 checkpoint says so itself."""
+QUANTIZATION = {"fp8": "fp8"}
+"""Weight format -> ``--quantization`` that converts plain weights while loading; a checkpoint in another format says so itself."""
 
 KV_DTYPE = {"bf16": "bfloat16", "fp8": "fp8_e4m3", "nvfp4": "nvfp4", "fp4": "nvfp4"}
 """KV format -> ``--kv-cache-dtype``."""
@@ -76,9 +76,9 @@ def check_expressible(job: ServeJob) -> None:
             (plan.policy not in POLICIES, f"policy={plan.policy}", "SGLang's own scheduler"),
             (plan.preemption == "swap", "preemption by swapping: SGLang recomputes", "preemption=recompute"),
             (
-                plan.weight_dtype not in (*QUANTIZATION, "bf16", "fp16", "fp8_block", "nvfp4", "mxfp4", "fp4", "int4"),
+                plan.weight_dtype not in (*QUANTIZATION, "bf16", "fp16", "fp8_block", "mxfp8", "int8", "nvfp4", "mxfp4", "fp4", "int4"),
                 f"weight_dtype={plan.weight_dtype}",
-                "bf16, fp8, int8 or a 4-bit checkpoint",
+                "bf16, fp8, or a checkpoint in another format",
             ),
             (
                 plan.experts_in != plan.weight_dtype and plan.experts_in in QUANTIZATION,
@@ -108,7 +108,7 @@ def script(job: ServeJob, role: Role, plan: EnginePlan) -> str:
     """The script of one role; further arguments go to SGLang."""
     n_nodes, spec = spans(job)[role], plan.speculation
     what = f"One {role} replica of {job.model.name} on {plan.n_gpus} GPU(s) for SGLang {VERSION}; arguments go to it."
-    text = HEAD.format(what=what) + model_lines(job) + rope_lines(job)
+    text = HEAD.format(what=what) + model_lines(job, job.needed_format(QUANTIZATION)) + rope_lines(job)
     if spec and spec.method != "mtp":
         given = f"-{spec.draft_model}" if spec.draft_model else "?set DRAFT_MODEL to the draft model"
         text += f'DRAFT_MODEL="${{DRAFT_MODEL:{given}}}"\n'
@@ -139,7 +139,7 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
         found += [("--enable-eplb",), flag("ep-num-redundant-experts", plan.redundant_experts)]
     if plan.weight_dtype in ("bf16", "fp16"):
         found.append(flag("dtype", {"bf16": "bfloat16", "fp16": "float16"}[plan.weight_dtype]))
-    if plan.weight_dtype in QUANTIZATION and plan.weight_dtype != job.model.weight_dtype:
+    if plan.weight_dtype in QUANTIZATION and job.model.weight_dtype in PLAIN:
         found.append(flag("quantization", QUANTIZATION[plan.weight_dtype]))
     found.append(flag("kv-cache-dtype", KV_DTYPE.get(plan.kv_dtype, "auto")))
     if job.rope_factor > 1:

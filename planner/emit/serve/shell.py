@@ -29,7 +29,8 @@ def quoted(word: str) -> str:
     if isinstance(word, Expand):
         escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`")
         return f'"{escaped}"'
-    return shlex.quote(word)
+    plain = shlex.quote(word)
+    return f"'{word}'" if plain == word and "," in word else plain
 
 
 def bash_array(name: str, arguments: Iterable[Argument]) -> str:
@@ -48,11 +49,11 @@ def flag(name: str, value: object) -> Argument:
     return (f"--{name}", str(value))
 
 
-def model_lines(job: ServeJob) -> str:
-    """Lines that set MODEL: the published weights, or an error that says which checkpoint to name."""
-    if job.checkpoint:
-        return f'MODEL="${{MODEL:-{job.checkpoint}}}"\n'
-    form = f" in {job.needed_format}" if job.needed_format else ""
+def model_lines(job: ServeJob, needed: str = "") -> str:
+    """Lines that set MODEL: the published weights, or an error that says which checkpoint to name (``needed``: its format)."""
+    if job.model.hf_ids and not needed:
+        return f'MODEL="${{MODEL:-{job.model.hf_ids[0]}}}"\n'
+    form = f" in {needed}" if needed else ""
     return f'MODEL="${{MODEL:?set MODEL to a checkpoint of {job.model.name}{form}}}"\n'
 
 

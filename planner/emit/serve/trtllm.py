@@ -6,7 +6,7 @@ from typing import Any
 
 from ....scenarios.serving import EnginePlan
 from ..target import refuse, to_yaml
-from .job import ROUTER_PORT, Role, ServeJob, limits, needs_checkpoint, parts
+from .job import ROUTER_PORT, Role, ServeJob, limits, parts
 from .shell import HEAD, default_port, has_router, hosts_line, launcher, model_lines, needs_launcher, spans, tier_kind
 
 TITLE = "TensorRT-LLM"
@@ -52,7 +52,6 @@ def check_expressible(job: ServeJob) -> None:
             (plan.cp > 1, f"cp={plan.cp}", "vLLM or SGLang"),
             (plan.ep > 1 and (plan.tp * plan.dp) % plan.ep, f"ep={plan.ep} of {plan.tp * plan.dp} GPUs", "a divisor"),
             (plan.redundant_experts, f"redundant_experts={plan.redundant_experts}: needs a load balancer file of the model's", "SGLang"),
-            (_is_made(job, plan.weight_dtype), f"{plan.weight_dtype} made while loading", "a checkpoint in it, vLLM or SGLang"),
             (plan.kv_dtype not in (*KV_DTYPE, "bf16", "fp16"), f"kv_dtype={plan.kv_dtype}", "bf16, fp8 or nvfp4"),
             (plan.policy not in ("", "vllm-v1", "sarathi"), f"policy={plan.policy}", "in-flight batching with chunked prefill"),
             (spec and spec.method != "mtp", f"speculation method={spec.method if spec else ''}", "method=mtp, vLLM or SGLang"),
@@ -60,11 +59,6 @@ def check_expressible(job: ServeJob) -> None:
             (len(plan.kv_tiers) > 1, "KV tiers past host memory", "one host tier"),
             (any(tier_kind(t) != "host" for t in plan.kv_tiers), "a KV tier that is not host memory", "a host tier"),
         )
-
-
-def _is_made(job: ServeJob, weight_dtype: str) -> bool:
-    own = weight_dtype in ("bf16", "fp16", job.model.weight_dtype)
-    return not own and not needs_checkpoint(weight_dtype)
 
 
 def options(job: ServeJob, role: Role, plan: EnginePlan) -> dict[str, Any]:
@@ -100,7 +94,9 @@ def options(job: ServeJob, role: Role, plan: EnginePlan) -> dict[str, Any]:
 
 def script(job: ServeJob, role: Role) -> str:
     """The script of one role; further arguments go to ``trtllm-serve``."""
-    text = HEAD.format(what=f"One {role} replica of {job.model.name} for TensorRT-LLM {VERSION}; arguments go to it.") + model_lines(job)
+    text = HEAD.format(what=f"One {role} replica of {job.model.name} for TensorRT-LLM {VERSION}; arguments go to it.") + model_lines(
+        job, job.needed_format(())
+    )
     listen = f'--host 0.0.0.0 --port "${{PORT:-{default_port(job)}}}"'
     return text + f'exec trtllm-serve "$MODEL" --backend pytorch {listen} --extra_llm_api_options {role}.yaml "$@"\n'
 

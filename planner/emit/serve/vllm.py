@@ -7,7 +7,7 @@ from typing import Any
 from ....scenarios.serving import EnginePlan
 from ....scenarios.serving_parts import Speculation
 from ..target import refuse
-from .job import ROUTER_PORT, Role, ServeJob, limits
+from .job import PLAIN, ROUTER_PORT, Role, ServeJob, limits
 from .shell import (
     HEAD,
     Argument,
@@ -138,7 +138,7 @@ def script(job: ServeJob, role: Role, plan: EnginePlan) -> str:
     """The script of one role: what stays open is asked for by name, further arguments go to ``vllm serve``."""
     n_nodes = spans(job)[role]
     what = f"One {role} replica of {job.model.name} on {plan.n_gpus} GPU(s) for vLLM {VERSION}; arguments go to `vllm serve`."
-    text = HEAD.format(what=what) + model_lines(job) + rope_lines(job)
+    text = HEAD.format(what=what) + model_lines(job, job.needed_format(QUANTIZATION)) + rope_lines(job)
     spec = plan.speculation
     if spec and spec.method == "chain":
         text += f'DRAFT_MODEL="${{DRAFT_MODEL:{f"-{spec.draft_model}" if spec.draft_model else "?set DRAFT_MODEL to the draft model"}}}"\n'
@@ -181,7 +181,7 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
         found += [("--enable-eplb",), flag("eplb-config", to_flag({"num_redundant_experts": plan.redundant_experts}))]
     if plan.weight_dtype in ("bf16", "fp16"):
         found.append(flag("dtype", {"bf16": "bfloat16", "fp16": "float16"}[plan.weight_dtype]))
-    if plan.weight_dtype in QUANTIZATION and plan.weight_dtype != job.model.weight_dtype:
+    if plan.weight_dtype in QUANTIZATION and job.model.weight_dtype in PLAIN:
         found.append(flag("quantization", QUANTIZATION[plan.weight_dtype]))
     if plan.kv_dtype in KV_DTYPE:
         found.append(flag("kv-cache-dtype", KV_DTYPE[plan.kv_dtype]))
@@ -209,8 +209,8 @@ def _scheduler(job: ServeJob, plan: EnginePlan) -> list[Argument]:
         ("--enable-prefix-caching" if plan.prefix_cache else "--no-enable-prefix-caching",),
         flag("gpu-memory-utilization", limit.memory_utilization_frac),
     ]
-    if limit.block_tokens % 16 == 0:
-        found.append(flag("block-size", limit.block_tokens))
+    if plan.block_tokens:
+        found.append(flag("block-size", plan.block_tokens))
     if plan.kv_blocks:
         found.append(flag("num-gpu-blocks-override", plan.kv_blocks // plan.dp))
     if plan.policy == "priority":
