@@ -32,11 +32,13 @@ STEP_KNOBS = (
 DOOR_KNOBS = (
     Knob(field="request_cpu_s", values=tuple(2e-3 * i for i in range(41)), step=5e-3),
     Knob(field="frontend_cpu_s", values=tuple(2.5e-4 * i for i in range(33)), step=1e-3),
-    Knob(field="launch_s", values=tuple(2.5e-6 * i for i in range(2, 25)), step=1e-5),
+    Knob(field="launch_s", values=tuple(2.5e-6 * i for i in range(2, 49)), step=1e-5),
 )
 """What moves TTFT."""
 MAX_ROWS = 48
-ROUNDS = 3
+ROUNDS = 4
+SHARES = (1.0, 0.5, 0.2)
+"""Parts of the way to the best proportional values that are tried in turn."""
 CUT = 0.3
 DOOR_CUT = 0.7
 """A row further off than this has another cause than host time (speculation, an unknown layout) and must not steer the fit."""
@@ -74,9 +76,12 @@ def _descend(rows: Sequence[ServePoint], engine: ServingEngine, knobs: Sequence[
     for _ in range(ROUNDS):
         slopes = [(_answers(rows, replace(best, **{k.field: getattr(best, k.field) + k.step}), doors) - found) / k.step for k in knobs]
         values = _proportional(best, found, slopes, wanted, knobs, cut)
-        candidate = replace(best, **values)  # type: ignore[arg-type]
-        answers = _answers(rows, candidate, doors)
-        if _error(answers, wanted, cut) >= score - 1e-4:
+        for share in SHARES:
+            candidate = replace(best, **{k: getattr(best, k) + share * (v - getattr(best, k)) for k, v in values.items()})  # type: ignore[arg-type]
+            answers = _answers(rows, candidate, doors)
+            if _error(answers, wanted, cut) < score - 1e-4:
+                break
+        else:
             break
         best, found, score = candidate, answers, _error(answers, wanted, cut)
     return best, before, score

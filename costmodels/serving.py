@@ -86,15 +86,18 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     )
 
 
-LATENT_KERNELS = 10
-EXPERT_KERNELS = 12
-"""Kernels that latent attention and routed experts add to a layer launched one by one (low-rank products, their norms and head-wise
-products; router, top-k, sort, quantisation, two grouped products, combination, shared expert). Assumed: counted from the layers' steps."""
+LATENT_KERNELS = 15
+EXPERT_KERNELS = 5
+SHARED_KERNELS = 5
+"""Kernels that latent attention, routed experts and shared experts add to a dense layer's when launched one by one: low-rank products,
+their norms, quantisations, rotations and head-wise products; router, top-k, sort and combination less the FFN they replace; two products
+with quantisation and activation, and a sum. Counted from the layers' steps, not measured."""
 
 
 def launched_kernels(model: ModelSpec, per_layer: int) -> int:
     """Kernels of one eager step: ``per_layer`` of a dense layer, more with latent attention and in MoE layers."""
-    return model.n_layers * (per_layer + LATENT_KERNELS * model.is_mla) + model.n_moe_layers * EXPERT_KERNELS
+    experts = EXPERT_KERNELS + SHARED_KERNELS * (model.shared_hidden > 0)
+    return model.n_layers * (per_layer + LATENT_KERNELS * model.is_mla) + model.n_moe_layers * experts
 
 
 def _grid(largest: int) -> Array:
