@@ -17,7 +17,7 @@ from .arrays import Array, Reals
 from .serving import Reach, step_times
 from .serving_context import decode_attention_s, spread
 from .serving_memory import ServeMemory, kv_bytes_per_token, weights_bytes
-from .serving_ops import ServeSystem, head_s
+from .serving_ops import ServeSystem, head_s, layers_s
 from .step_times import PS, StepTimes
 
 KEEP_FRAC = 0.03
@@ -29,11 +29,13 @@ class VerifyTimes:
     """``step = linear[n·q + prompt tokens] + fixed[γ][n] + per_kv[γ][n]·kv_sum + Σ_chunks (prefill[c] + prefill_slope[c]·past)``, in ps.
 
     A step of ``n`` sequences with γ guesses each checks ``q = 1 + γ·width`` tokens a sequence; ``kv_sum`` counts cached tokens, those
-    ``n·q`` included. ``fixed`` and ``per_kv`` hold γ = 0 … ``most_draft_tokens`` and include drafting; row 0 is ``times`` without
-    speculation. In ``times`` a prompt chunk also pays the draft's own pass over it.
+    ``n·q`` included. Without prompts ``layers[γ][n]`` stands for ``linear[n·q]``: engines whose CUDA graphs are for decoding alone capture
+    them for ``q`` tokens a sequence. ``layers``, ``fixed`` and ``per_kv`` hold γ = 0 … ``most_draft_tokens``, the latter two with drafting;
+    row 0 is ``times`` without speculation. In ``times`` a prompt chunk also pays the draft's own pass over it.
     """
 
     times: StepTimes
+    layers: list[list[int]]
     fixed: list[list[int]]
     per_kv: list[list[int]]
     width: int
@@ -42,7 +44,8 @@ class VerifyTimes:
         """One step: ``n_decodes`` sequences with ``draft_tokens`` guesses each, and prompt chunks as (tokens, past)."""
         t, tokens = self.times, n_decodes * (1 + draft_tokens * self.width) + sum(c for c, _ in chunks)
         attention = sum(t.prefill[c] + t.prefill_slope[c] * past for c, past in chunks)
-        return t.linear[tokens] + self.fixed[draft_tokens][n_decodes] + self.per_kv[draft_tokens][n_decodes] * kv_sum + attention
+        layers = t.linear[tokens] if chunks else self.layers[draft_tokens][n_decodes]
+        return layers + self.fixed[draft_tokens][n_decodes] + self.per_kv[draft_tokens][n_decodes] * kv_sum + attention
 
 
 def query_tokens(speculation: Speculation, draft_tokens: int) -> int:
@@ -75,20 +78,24 @@ def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach:
         raise BadInput("the plan has no speculation to price")
     if not isinstance(times, StepTimes):
         raise BadInput("speculation is not priced with attention apart from FFN; drop the speculation or attention_ffn")
-    seqs = np.arange(reach.seqs + 1)
-    draft = _draft_times(plan, system, reach, spec) if spec.draft_model else None
-    rows = np.minimum(seqs * (spec.tree_width if spec.method == "tree" else 1), len(times.linear) - 1)
-    if draft is not None:
-        pass_fixed = np.array(draft.linear)[rows] + np.array(draft.decode)
+    seqs, wide = np.arange(reach.seqs + 1), spec.tree_width if spec.method == "tree" else 1
+    if spec.draft_model:
+        drafter, quiet = registry.model(spec.draft_model), _without_host(system)
+        draft = step_times(drafter, replace(plan, speculation=None), quiet, reach)
+        pass_fixed = _graphed(drafter, plan, quiet, reach, draft, wide) + np.array(draft.decode)
         pass_kv = np.array(draft.decode_slope)
     else:
-        pass_fixed = np.rint(spec.draft_frac * (np.array(times.linear)[rows] + np.array(times.decode)))
+        draft = None
+        pass_fixed = np.rint(spec.draft_frac * (_graphed(model, plan, system, reach, times, wide) + np.array(times.decode)))
         pass_kv = np.rint(spec.draft_frac * np.array(times.decode_slope))
+    layers = [_ints(_graphed(model, plan, system, reach, times, 1))]
     fixed, per_kv = [list(times.decode)], [list(times.decode_slope)]
     base = _check_s(model, plan, system, reach, 1)
     least_fixed, least_slope = np.zeros(len(seqs)), np.zeros(len(seqs))
     for gamma in range(1, most_draft_tokens(spec) + 1):
-        start, slope = _check_s(model, plan, system, reach, query_tokens(spec, gamma))
+        q = query_tokens(spec, gamma)
+        layers.append(_ints(np.maximum(_graphed(model, plan, system, reach, times, q), layers[-1])))
+        start, slope = _check_s(model, plan, system, reach, q)
         least_fixed = np.maximum(least_fixed, start - base[0])
         least_slope = np.maximum(least_slope, slope - base[1])
         more, steeper = np.rint(least_fixed * PS), np.rint(least_slope * PS)
@@ -96,7 +103,7 @@ def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach:
         fixed.append(_ints(times.decode + more + gamma * np.where(seqs > 0, pass_fixed, 0)))
         per_kv.append(_ints(times.decode_slope + steeper + gamma * pass_kv))
     prompts = _with_draft_prompts(times, draft, spec.draft_frac)
-    return VerifyTimes(times=prompts, fixed=fixed, per_kv=per_kv, width=query_tokens(spec, 1) - 1)
+    return VerifyTimes(times=prompts, layers=layers, fixed=fixed, per_kv=per_kv, width=query_tokens(spec, 1) - 1)
 
 
 def _check_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, q: int) -> tuple[Array, Array]:
@@ -109,9 +116,25 @@ def _check_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Rea
     return start + head_s(model, spread(plan), system, some * q), slope
 
 
-def _draft_times(plan: EnginePlan, system: ServeSystem, reach: Reach, spec: Speculation) -> StepTimes:
-    quiet = replace(system, engine=replace(system.engine, step_cpu_s=0.0, sequence_cpu_s=0.0))
-    return step_times(registry.model(spec.draft_model), replace(plan, speculation=None), quiet, reach)
+def _without_host(system: ServeSystem) -> ServeSystem:
+    """The same, but for the engine's own time a step: a draft's passes follow each other on the GPU."""
+    return replace(system, engine=replace(system.engine, step_cpu_s=0.0, sequence_cpu_s=0.0))
+
+
+def _graphed(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, times: StepTimes, q: int) -> Array:
+    """Layers of a step of ``q`` tokens in each of n sequences and no prompt, in ps, for n = 0 … ``reach.seqs``.
+
+    As ``times`` has them for ``n·q`` tokens; an engine that captures graphs for decoding alone pads n up to the next of them instead.
+    """
+    n, engine = np.arange(reach.seqs + 1), system.engine
+    plain: Array = np.array(times.linear, np.float64)[np.minimum(n * q, len(times.linear) - 1)]
+    if q == 1 or not engine.graphs_decode_only or not engine.graph_tokens:
+        return plain
+    ranks, graphs = plan.dp * plan.cp, np.array(sorted(engine.graph_tokens))
+    each = -(-n // ranks)
+    padded = np.minimum(graphs[np.minimum(np.searchsorted(graphs, each), len(graphs) - 1)], max(-(-reach.seqs // ranks), 1))
+    whole = layers_s(model, spread(plan), system, 1.0 * ranks * q * padded) * engine.kernel_frac * PS
+    return np.where((n > 0) & (each <= graphs[-1]), whole, plain)
 
 
 def _with_draft_prompts(times: StepTimes, draft: StepTimes | None, draft_frac: float) -> StepTimes:
@@ -169,9 +192,9 @@ def gamma_table(verify: VerifyTimes, speculation: Speculation, max_seqs: int, kv
     yielded = np.array([chain_tokens(alpha, float(g)) for g in gammas])
     n = np.arange(1, max_seqs + 1)
     queries = n * (1 + gammas[:, None] * verify.width)
-    linear, top = np.array(verify.times.linear), len(verify.times.linear) - 1
+    top = len(verify.times.linear) - 1
     cached = n * kv_tokens + queries
-    step = linear[np.minimum(queries, top)] + np.array(verify.fixed)[:, n] + np.array(verify.per_kv)[:, n] * cached
+    step = np.array(verify.layers)[:, n] + np.array(verify.fixed)[:, n] + np.array(verify.per_kv)[:, n] * cached
     rate = np.where(queries <= top, yielded[:, None] / step, 0.0)
     rows: list[tuple[int, int]] = []
     chosen = -1

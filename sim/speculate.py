@@ -83,7 +83,7 @@ class Controller:
         self.accepted = MEMORY_GUESSES * float(depth_acceptance(speculation, speculation.accept_frac))
         self.tried = MEMORY_GUESSES
         self.load_frac, self._seen_to = 0.0, 0
-        self._tables = list(zip(verify.fixed, verify.per_kv, strict=True))
+        self._tables = list(zip(verify.layers, verify.fixed, verify.per_kv, strict=True))
         self._by_batch = [_of_batch(speculation, n) for n in range(max_seqs + 1)]
 
     def choose(self, rows: int, n: int, kv: int, prompt_tokens: int = 0, n_prompts: int = 0) -> int:
@@ -103,16 +103,16 @@ class Controller:
         q, tokens, power = 1, 0.0, 1.0
         pace = work = float("inf")
         options = []
-        for fixed, per_kv in self._tables[: most + 1]:
+        for layers, fixed, per_kv in self._tables[: most + 1]:
             checked, rest = rows * q, fixed[rows] + per_kv[n] * (kv + n * q)
             tokens += power  # Σ α^i to γ = (1 − α^(γ+1))/(1 − α)
-            own = (linear[checked] + rest) / tokens
+            own = (layers[rows] + rest) / tokens
             if own < pace:
                 pace = own
-            own = (linear[checked + beside] + rest - alone) / tokens
+            own = ((linear[checked + beside] if beside else layers[rows]) + rest - alone) / tokens
             if own < work:
                 work = own
-            options.append((checked, rest, tokens))
+            options.append((checked, layers[rows], rest, tokens))
             power *= alpha
             q += width
         most_prompts = min(prompt_tokens, budget - rows)
@@ -120,11 +120,11 @@ class Controller:
         later = (n + n_prompts) * self.load_frac / max(1 - self.load_frac, LEAST_IDLE_FRAC) if prompt_tokens else 0.0
         answer_value, prompt_value = n * pace + later * work, (n_prompts + later) * prompt_work
         best, best_rate = 0, 0.0
-        for gamma, (checked, rest, tokens) in enumerate(options):
+        for gamma, (checked, whole, rest, tokens) in enumerate(options):
             prompts = budget - checked
             if prompts > prompt_tokens:
                 prompts = prompt_tokens
-            rate = (tokens * answer_value + prompts * prompt_value) / (linear[checked + prompts] + rest)
+            rate = (tokens * answer_value + prompts * prompt_value) / ((linear[checked + prompts] if prompts > 0 else whole) + rest)
             if rate > best_rate:
                 best, best_rate = gamma, rate
         return best

@@ -52,6 +52,7 @@ class SteppingReplica(Replica):
         self.price = None if isinstance(times, StepTimes) else times
         self.swap_ps = times.swap
         verify = self.controller.verify if self.controller else None
+        self.layers = verify.layers if verify else [self.times.linear]
         self.fixed = verify.fixed if verify else [self.times.decode]
         self.per_kv = verify.per_kv if verify else [self.times.decode_slope]
         self.width = verify.width if verify else 1
@@ -246,9 +247,10 @@ class SteppingReplica(Replica):
         for c, past in chunks:
             tokens += c
             attention += t.prefill[c] + t.prefill_slope[c] * past
-        work = t.linear[tokens] + attention
+        decoding = self.layers[gamma][rows]
+        work = t.linear[tokens] + attention if chunks else decoding
         if self.policy.layer_tokens and chunks:
-            work = (work + (self.groups - 1) * t.linear[queries]) // self.groups
+            work = (work + (self.groups - 1) * decoding) // self.groups
         return work + self.fixed[gamma][rows] + self.per_kv[gamma][n] * kv
 
     def _compute_ps(self, tokens: int, past: int) -> int:

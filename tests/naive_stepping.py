@@ -175,9 +175,11 @@ class NaiveStepping:
         rows = len(decodes) + (pads if not chunks else 0)
         kv = sum(s.computed + q for s in decodes)
         attention = sum(t.prefill[c] + t.prefill_slope[c] * s.computed for s, c in chunks)
-        layers = t.linear[rows * q + sum(c for _, c in chunks)] + attention
+        layers = alone = self.verify.layers[gamma][rows]
+        if chunks:
+            layers = t.linear[rows * q + sum(c for _, c in chunks)] + attention
         if self.policy.layer_tokens and chunks:
-            layers = (layers + (self.groups - 1) * t.linear[rows * q]) // self.groups
+            layers = (layers + (self.groups - 1) * alone) // self.groups
         return layers + self.verify.fixed[gamma][rows] + self.verify.per_kv[gamma][len(decodes)] * kv
 
     def decode(self, decoding: list[Seq], gamma: int, grown: dict[int, int]) -> None:

@@ -31,7 +31,10 @@ LAYERED = replace(POLICIES["layered"], layer_tokens=24)
 def toy_verify(gammas: int, width: int = 1) -> VerifyTimes:
     times = toy_times(1200)
     fixed = [[x + 5_003 * g * (1 + n % 7) for n, x in enumerate(times.decode)] for g in range(gammas + 1)]
-    return VerifyTimes(times=times, fixed=fixed, per_kv=[[s + 3 * g for s in times.decode_slope] for g in range(gammas + 1)], width=width)
+    layers = [[times.linear[min(n * (1 + g * width), 1199)] - 1_009 * g * n for n in range(1200)] for g in range(gammas + 1)]
+    return VerifyTimes(
+        times=times, layers=layers, fixed=fixed, per_kv=[[s + 3 * g for s in times.decode_slope] for g in range(gammas + 1)], width=width
+    )
 
 
 def room(rows, block: int, seats: int, extra: int, spare: int, swap: bool) -> Limits:
