@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .fleet import Fleet
-from .router import STATELESS, Router
+from .router import OF_KV, STATELESS, Router
 
 
 class Pooled:
@@ -29,6 +29,9 @@ class Pooled:
         self.n_dispatched += 1
         if self.needs_state:
             self.fleet.catch_up()
+        if self.router.name in OF_KV:
+            for i in self.among:
+                self.fleet.catch_up(i)
         return self.fleet.submit(q, self.router.pick(q, self.among))
 
     def _finished(self, i: int, q: int, at: int, step_ps: int) -> None:

@@ -11,7 +11,9 @@ from .engine import Replica
 
 STATELESS = ("round-robin", "random", "prefix-hash")
 """Routers that need not know what the replicas are doing."""
-ROUTERS = (*STATELESS, "least-outstanding", "power-of-two", "kv-aware", "cache-aware")
+OF_KV = ("kv-aware", "cache-aware")
+"""Routers that look at KV, not at numbers of requests alone."""
+ROUTERS = (*STATELESS, "least-outstanding", "power-of-two", *OF_KV)
 MATCH_FRAC = 0.3
 """Share of a prompt that must be cached somewhere for cache-aware routing to follow it."""
 MOST_MORE, MOST_TIMES = 64, 1.5

@@ -11,7 +11,8 @@ class PlainPd:
     """Prefill and decode replicas, round robin in front, links of a placement between; the rules of ``Disaggregated``."""
 
     def __init__(self, requests, prefill, decode, placement, kv_bytes, overlap_frac=0.0):
-        self.r, self.prefill, self.decode, self.place, self.kv_bytes, self.overlap = requests, prefill, decode, placement, kv_bytes, overlap_frac
+        self.r, self.prefill, self.decode, self.place = requests, prefill, decode, placement
+        self.kv_bytes, self.overlap = kv_bytes, overlap_frac
         self.answers, requests.output[:] = requests.output[:], type(requests.output)("q", [1] * len(requests))
         self.events, self.order = [], count()
         self.queue, self.coming, self.sent, self.tail, self.where = [], [0] * len(decode), {}, {}, {}

@@ -80,7 +80,8 @@ def test_equals_the_plain_simulator_bit_for_bit(rows, n, m, blocks, seats, overl
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(rows=ROWS, n=st.integers(1, 3), m=st.integers(1, 3), router=st.sampled_from(["random", "least-outstanding", "power-of-two", "kv-aware"]))
+@given(rows=ROWS, n=st.integers(1, 3), m=st.integers(1, 3),
+       router=st.sampled_from(["random", "least-outstanding", "power-of-two", "kv-aware"]))  # fmt: skip
 def test_every_token_is_made_once_and_every_block_returns(rows, n, m, router):
     requests, fleet, place = run(workload(rows), n, m, router=router, place=placement(n, m, 1e8), kv_bytes=100.0)
     assert min(requests.finish) > 0

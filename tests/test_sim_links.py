@@ -89,7 +89,7 @@ def test_ends_equal_brute_force_and_bytes_are_kept(flows):
     ends, shared = played(flows, CAPACITY)
     assert ends == pytest.approx(brute_force(flows, CAPACITY), rel=1e-4)
     for link in range(len(CAPACITY)):
-        assert shared.carried[link] == pytest.approx(sum(f[1] * share for f in flows for l, share in f[2] if l == link))
+        assert shared.carried[link] == pytest.approx(sum(f[1] * share for f in flows for on, share in f[2] if on == link))
 
 
 def test_two_of_one_sender_halve_and_the_third_takes_what_they_leave():

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
 from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.fleet import Fleet
+from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 from roofplan.sim.policies import POLICIES
+from roofplan.sim.pooled import Pooled
 from roofplan.sim.requests import Requests
-from roofplan.sim.router import ROUTERS, route
+from roofplan.sim.router import ROUTERS, Router
+from roofplan.sim.sources import play
 from test_sim_engine import toy_times, workload
 
 STEP_PS = 10**9
@@ -23,14 +30,35 @@ def fleet(requests: Requests, n: int) -> list[Replica]:
     return [Replica(requests, toy_times(), POLICIES["vllm-v1"], limits) for _ in range(n)]
 
 
+def stores(requests: Requests, n: int, chains: list[list[int]]) -> list[PrefixCache]:
+    """Prefix caches over blocks of 16 tokens, request ``i`` with the hashes ``chains[i]``."""
+    starts = np.cumsum([0] + [len(c) for c in chains]).tolist()
+    return [PrefixCache(PromptBlocks([h for c in chains for h in c], starts, list(requests.prompt), 16, 16)) for _ in range(n)]
+
+
+def hashed(work: ServeWorkload, chains: list[list[int]]) -> ServeWorkload:
+    starts = np.cumsum([0] + [len(c) for c in chains])
+    return dataclasses.replace(work, block_starts=starts, block_ids=np.array([h for c in chains for h in c], np.int64), block_id_tokens=16)
+
+
+def played(work, n, name, seed=0, chains=None):
+    requests = Requests(work)
+    replicas = fleet(requests, n)
+    if chains:
+        for replica, store in zip(replicas, stores(requests, n, chains), strict=True):
+            replica.store = store
+    crew = Fleet(requests, replicas)
+    play(crew, Pooled(crew, Router(name, [[r] for r in replicas], work, seed)), None, 0, seed)
+    return requests, replicas
+
+
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_serves_everything_and_repeats(router):
     rows = [(30, 1 + 7 * i % 60, 1 + 5 * i % 30, 0) for i in range(60)]
+    chains = [[i % 5, 100 + i % 5][: p // 16] for i, (_, p, _, _) in enumerate(rows)]
     runs = []
     for _ in range(2):
-        requests = Requests(workload(rows))
-        replicas = fleet(requests, 3)
-        route(requests, replicas, router, seed=5)
+        requests, replicas = played(hashed(workload(rows), chains), 3, router, seed=5, chains=chains)
         assert all(r.n_outstanding == 0 for r in replicas)
         assert all(r.n_steps for r in replicas)
         runs.append(requests.finish)
@@ -40,15 +68,78 @@ def test_every_router_serves_everything_and_repeats(router):
 
 def test_least_outstanding_avoids_the_busy_replica():
     """A long answer holds replica 0; every later request that finds it busy goes to replica 1."""
-    requests = Requests(workload([(0, 4, 500, 0)] + [(60, 4, 2, 0)] * 5))
-    replicas = fleet(requests, 2)
-    route(requests, replicas, "least-outstanding", seed=0)
+    _, replicas = played(workload([(0, 4, 500, 0)] + [(60, 4, 2, 0)] * 5), 2, "least-outstanding")
     assert [len(r.pending) for r in replicas] == [1, 5]
 
 
-def test_unknown_router():
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(rows=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 60), st.integers(1, 40), st.just(0)), min_size=1, max_size=40),
+       n=st.integers(1, 4), name=st.sampled_from(["least-outstanding", "kv-aware"]))  # fmt: skip
+def test_state_is_that_of_replicas_played_step_by_step_to_each_arrival(rows, n, name):
+    work = workload(rows)
+    fast, _ = played(work, n, name)
+    slow = Requests(work)
+    replicas = fleet(slow, n)
+    for q in range(len(work)):
+        for replica in replicas:
+            replica.run(slow.ready[q])
+        loads = [r.n_outstanding if name == "least-outstanding" else r.queued_blocks() - r.free for r in replicas]
+        replicas[loads.index(min(loads))].submit(q)
+    for replica in replicas:
+        replica.run()
+    assert list(fast.finish) == list(slow.finish)
+
+
+def test_power_of_two_choices_beats_random():
+    """Mean stay under two random choices lies well under that of one (Mitzenmacher 2001), at 85 % load of one-seat replicas."""
+    n, k = 6000, 10
+    rng = np.random.default_rng(0)
+    tokens = np.maximum(np.rint(rng.exponential(100, n)), 1).astype(np.int64)
+    arrival = np.cumsum(rng.exponential(tokens.mean() * STEP_PS / PS / 0.85 / k, n))
+    work = ServeWorkload(arrival_s=arrival, prompt_tokens=np.ones(n, np.int64), output_tokens=tokens)
+    stay = {}
+    for name in ("random", "power-of-two", "least-outstanding"):
+        requests = Requests(work)
+        limits = Limits(budget=8, max_seqs=1, blocks=10**9, block_tokens=16)
+        replicas = [Replica(requests, constant_times(per_token=False), POLICIES["vllm-v1"], limits) for _ in range(k)]
+        crew = Fleet(requests, replicas)
+        play(crew, Pooled(crew, Router(name, [[r] for r in replicas], work, 1)), None, 0, 1)
+        stay[name] = (np.array(requests.finish) - np.array(requests.arrival)).mean()
+    assert stay["least-outstanding"] < stay["power-of-two"] < 0.6 * stay["random"]
+
+
+def test_cache_aware_follows_the_prefix_until_loads_are_uneven():
+    rows = [(0, 40, 400, 0), (60, 40, 400, 0)] + [(60, 40, 2, 0)] * 3
+    chains = [[1, 2], [3, 4], [1, 2], [3, 4], [1, 5]]
+    work = hashed(workload(rows), chains)
+    _, replicas = played(work, 2, "cache-aware", chains=chains)
+    assert [list(r.pending) for r in replicas] == [[0, 2, 4], [1, 3]]  # a block of 16 of 40 tokens is over the threshold of 0.3
+    crowd = [(0, 40, 400, 0), (60, 40, 400, 0)] + [(0, 40, 400, 0)] * 198
+    _, replicas = played(hashed(workload(crowd), [[1, 2]] * 200), 2, "cache-aware", chains=[[1, 2]] * 200)
+    sent = [len(r.pending) for r in replicas]
+    assert sent[0] > 100 > sent[1] > 0
+    assert sent[0] - sent[1] <= 66  # 64 apart, and the one that tips it over
+
+
+def test_prefix_hash_keeps_a_prefix_together():
+    rows = [(5, 40, 3, 0)] * 60
+    chains = [[i % 7] for i in range(60)]
+    work = hashed(workload(rows), chains)
+    _, replicas = played(work, 3, "prefix-hash")
+    where = {q: i for i, r in enumerate(replicas) for q in r.pending}
+    assert all(where[q] == where[q % 7] for q in range(60))
+    assert len(set(where.values())) > 1
+
+
+def test_routers_that_cannot_be():
+    work, requests = workload([(0, 4, 4, 0)]), Requests(workload([(0, 4, 4, 0)]))
+    groups = [[r] for r in fleet(requests, 2)]
     with pytest.raises(BadInput, match="router='best' is not known; legal: round-robin"):
-        route(Requests(workload([(0, 4, 4, 0)])), [], "best", 0)
+        Router("best", groups, work, 0)
+    with pytest.raises(BadInput, match="router=prefix-hash needs prompt blocks"):
+        Router("prefix-hash", groups, work, 0)
+    with pytest.raises(BadInput, match="router=cache-aware follows prefix caches, and they are off"):
+        Router("cache-aware", groups, work, 0)
 
 
 def constant_times(per_token: bool) -> StepTimes:
