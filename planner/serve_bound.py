@@ -3,8 +3,8 @@
 A step with ``n`` decodes and ``t`` tokens takes at least ``linear[t] + decode[n] + slope·kv``. For any price ``p`` of a prompt token and
 any credit ``m`` a step, ``d = min_n (min_t(linear[t] − p·t) + p·n + decode[n] − m)/n`` is a price of a decoded token that no step
 undercuts, so a request of ``u`` prompt and ``a`` decoded tokens takes ``p·u + d·a + m·a/n̄`` or more of the GPU, where ``n̄`` is the
-largest mean batch the KV pool, the seats and the promised time per token leave. The best of many (p, m) is the bound: weak duality of
-the linear program over step shapes.
+largest mean batch that the KV pool and the seats leave. Tokens that keep a promised time also pay ``λ`` for every second their step is
+longer than it. The best of many (p, m, λ) is the bound: weak duality of the linear program over step shapes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,19 @@ class Bounds:
     e2e_s: float = 0.0
     mean_batch: float = 0.0
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Within:
+    """What decoding must keep: the promised step time (s) for a share ``kept`` of tokens, ``kv_tokens`` or more cached for each.
+
+    ``cached`` is the mean sum of cached tokens that one request reads.
+    """
+
+    tpot_s: float
+    kv_tokens: float
+    cached: float
+    kept: float
 
 
 class Load:
@@ -86,14 +99,16 @@ def serve_bounds(load: Load, plan: EnginePlan, kind: ReplicaModel, slo: Slo) -> 
     own = float(np.mean(steps / tokens_a_step * ((u if plan.prefix_cache else prompt) + steps / 2)))
     cached = float(np.mean(steps / tokens_a_step * (prompt + steps / 2)))
     batch = min(float(limits.max_seqs), limits.blocks * limits.block_tokens * a / own if own else np.inf)
-    batch = min(batch, costs.largest_batch(slo.tpot_s * tokens_a_step, float(prompt.min())) / ATTAIN_FRAC)
+    share = float(fits.mean())
+    within = Within(tpot_s=slo.tpot_s * tokens_a_step, kv_tokens=float(prompt.min()), cached=cached, kept=ATTAIN_FRAC)
     area = float(np.mean(prompt**2 - (prompt - u) ** 2)) / 2
     prefill = costs.attention * area
-    share = fits.mean()
-    mixed = costs.shared_s(float(u.mean()), a, batch) + prefill + costs.slope * cached
-    alone = costs.shared_s(float(u.mean()), 0.0, batch) + prefill
+    mixed = costs.shared_s(float(u.mean()), a, batch, within) + prefill
+    alone = costs.shared_s(float(u.mean()), 0.0, batch, within) + prefill
     last = np.maximum(steps - 1, 0) / tokens_a_step
-    decode = costs.shared_s(0.0, float(last.mean()), batch) + costs.slope * float(np.mean(last * prompt))
+    decode = costs.shared_s(0.0, float(last.mean()), batch, replace(within, cached=float(np.mean(last * prompt))))
+    if np.isfinite(slo.tpot_s):  # Little's law: no more are under way than come in the time they may stay
+        batch = min(batch, max(1 / mixed, 1 / decode if decode > 0 else 0.0) * float(steps.mean()) * slo.tpot_s)
     return replace(
         floors, mixed_per_s=float(1 / (mixed * share)), prefill_per_s=float(1 / (alone * share)),
         decode_per_s=float(1 / (decode * share)) if decode > 0 else np.inf, mean_batch=max(float(batch), 1.0),
@@ -121,25 +136,12 @@ class _Costs:
         area = (prompt**2 - (prompt - uncached) ** 2) / 2
         return np.asarray(tokens + self.attention * area + np.ceil(uncached / self.budget) * self.decode[0], dtype=np.float64)
 
-    def largest_batch(self, tpot_s: float, kv_tokens: float) -> float:
-        """Mean batch (tokens weighted) whose step keeps ``tpot_s``, on the lower convex hull of the step times: Jensen's inequality."""
-        n = np.arange(1, self.seats + 1, dtype=np.float64)
-        g = self.floor[1 : self.seats + 1] + self.decode[1:] + self.slope * n * kv_tokens
-        if not np.isfinite(tpot_s) or g[-1] <= tpot_s:
-            return np.inf
-        at, height = _hull(g)
-        height = np.maximum.accumulate(height)
-        over = int(np.argmax(height > tpot_s))
-        if over == 0:
-            return 1.0
-        rise = height[over] - height[over - 1]
-        return float(at[over - 1] + (tpot_s - height[over - 1]) / rise * (at[over] - at[over - 1]))
-
-    def shared_s(self, prompt_tokens: float, decoded: float, batch: float) -> float:
+    def shared_s(self, prompt_tokens: float, decoded: float, batch: float, within: Within) -> float:
         """Least time of the parts a step's tokens share (weights, head, host): see the module's docstring."""
         t = np.arange(1, self.budget + 1)
         dearest = float(np.min((self.linear[1:] + self.decode[0]) / t))
-        n = np.arange(1, self.seats + 1)
+        n = np.arange(1, self.seats + 1, dtype=np.float64)
+        step = self.floor[1 : self.seats + 1] + self.decode[1:] + self.slope * within.kv_tokens * n
         best = 0.0
         for p in PRICES * dearest if prompt_tokens else (0.0,):
             if not decoded:
@@ -149,19 +151,19 @@ class _Costs:
             fixed = rest[1 : self.seats + 1] + p * n + self.decode[1:]
             m = CREDITS[:, None] * fixed.min()
             d = ((fixed - m) / n).min(axis=1)
-            best = max(best, float(np.max(p * prompt_tokens + d * decoded + m[:, 0] * decoded / batch)))
+            freely = float(np.max(d * decoded + m[:, 0] * decoded / batch)) + self.slope * within.cached
+            best = max(best, p * prompt_tokens + max(freely, within.kept * self.in_time_s(fixed, step, n, within) * decoded))
         return best
 
+    def in_time_s(self, fixed: Floats64, step: Floats64, n: Floats64, within: Within) -> float:
+        """Least GPU time of a token that keeps the promise: ``max_λ min_n (cost(n)/n + λ·(step(n) − promise))``; 0 without a promise.
 
-def _hull(height: Floats64) -> tuple[Floats64, Floats64]:
-    """Lower convex hull of the points (1, h1), (2, h2) …: where its corners are, and how high."""
-    corners: list[int] = []
-    values = height.tolist()
-    for i, h in enumerate(values):
-        while len(corners) > 1:
-            j, k = corners[-1], corners[-2]
-            if (values[j] - values[k]) * (i - j) < (h - values[j]) * (j - k):
-                break
-            corners.pop()
-        corners.append(i)
-    return np.array(corners) + 1.0, height[corners]
+        Their steps' times, weighted by their tokens, average to the promise or less; ``λ`` prices that.
+        """
+        if not np.isfinite(within.tpot_s):
+            return 0.0
+        most = max(int(np.searchsorted(np.maximum.accumulate(step), within.tpot_s)), 1)
+        lam = np.concatenate([[0.0], np.logspace(-3, 2, 16) / most])[:, None]
+        lows = np.minimum.accumulate(step[::-1])[::-1]
+        costs = np.minimum.accumulate((fixed + self.slope * within.kv_tokens * n)[::-1])[::-1]
+        return max(0.0, float((costs / n + lam * (lows - within.tpot_s)).min(axis=1).max()))

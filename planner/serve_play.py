@@ -25,8 +25,11 @@ LOWEST_FRAC = 0.01
 """A candidate that carries less than this part of its bound keeps no promise worth having."""
 WARM_FRAC = 0.25
 """The first requests fill an empty system and are not judged."""
-MIN_REQUESTS, MAX_REQUESTS = 300, 1200
-LIFETIMES = 4.0
+MIN_REQUESTS, MAX_REQUESTS = 300, 1600
+LIFETIMES, LOADED = 5.0, 6.0
+"""Requests of a run: this many times those under way, taken as staying six times as long as on an idle replica."""
+FIRST_JUMP, LIKELY_FRAC = 4, 0.8
+"""First step of the search in rate (in powers of RATE_STEP), and where in a bound it starts without a hint."""
 CONFIRM_STEPS = 64
 MAX_CHUNKS = 4000
 """Prompt chunks of one run: long prompts are played with fewer requests."""
@@ -70,12 +73,16 @@ class Player:
         self.ask, self.system = ask, system
         self.spent = self.n_runs = 0
 
-    def carried(self, candidate: Candidate, copies: int, at_least: float = 0.0) -> Played:
-        """Bisect the rate one replica or group carries, up to its bound; given up at once if it does not carry ``at_least``."""
-        top = _level(candidate.bound_per_s)
-        low, high, best, worst = top - round(-math.log(LOWEST_FRAC) / math.log(RATE_STEP)), top + 1, None, None
-        probe = max(min(math.ceil(_level_exact(at_least)), top), low + 1) if at_least else top - 20
-        upper = candidate.bound_per_s
+    def carried(self, candidate: Candidate, copies: int, at_least: float = 0.0, hint: float = 0.0) -> Played:
+        """The highest rate one replica or group carries, up to its bound; given up at once if it does not carry ``at_least``.
+
+        Steps away from the first rate tried (``at_least``, else ``hint``) double until one is carried and one is not; then bisection.
+        """
+        top, upper = _level(candidate.bound_per_s), candidate.bound_per_s
+        bottom = top - round(-math.log(LOWEST_FRAC) / math.log(RATE_STEP))
+        low, high, best, worst, jump = bottom, top + 1, None, None, FIRST_JUMP
+        first = at_least or hint or LIKELY_FRAC * candidate.bound_per_s
+        probe = max(min(math.ceil(_level_exact(first)), top), low + 1)
         while high - low > 1:
             seen = self.seen(candidate, copies, RATE_STEP**probe)
             if seen.failed:
@@ -84,7 +91,11 @@ class Player:
                     break
             else:
                 low, best = probe, seen
-            probe = _next(low, high, top, known=best is not None)
+            if best and worst:
+                probe = (low + high) // 2
+            else:
+                probe = min(low + jump, top) if best else max(high - jump, low + 1)
+                jump *= 2
         return Played(
             candidate=candidate, goodput_per_s=best.rate_per_s if best else 0.0, upper_per_s=upper if best is None else best.rate_per_s,
             seen=best, limit=worst.failed if worst else "capacity", memory=candidate.serve.model.memory,
@@ -108,7 +119,7 @@ class Player:
         Groups of prefill and decode replicas are sketched unless it is to be ``full``.
         """
         ask = self.ask
-        shape = ask.requests(self.n_requests(candidate), copies)
+        shape = ask.requests(self.n_requests(candidate, rate_per_s), copies)
         work = ask.at_rate(shape, rate_per_s)
         self.spent += len(work) * (2 if candidate.prefill else 1) * (4 if candidate.serve.plan.speculation else 1)
         self.n_runs += 1
@@ -121,7 +132,9 @@ class Player:
     def closed(self, candidate: Candidate, copies: int, clients: int) -> Seen:
         """One run with so many clients to each copy, each with a request under way; the rate is what they draw, start and end left out."""
         ask = self.ask
-        n = min(max(MIN_REQUESTS, round(1.5 * LIFETIMES * clients)), max(self.n_requests(candidate), 2 * clients + 20))
+        n = min(
+            max(MIN_REQUESTS, round(1.5 * LIFETIMES * clients)), max(self.n_requests(candidate, candidate.bound_per_s), 2 * clients + 20)
+        )
         work = ask.requests(n, copies)
         deployment, cluster = candidate.deployment(), self._cluster(candidate)
         self.spent += len(work) * 4
@@ -143,9 +156,9 @@ class Player:
             return cluster.with_gpus(candidate.n_gpus)
         return cluster
 
-    def n_requests(self, candidate: Candidate) -> int:
-        """A few lifetimes of the largest mean batch, so that the system is full; fewer where prompts take many steps."""
-        wanted = LIFETIMES * candidate.serve.bounds.mean_batch * candidate.n_decode
+    def n_requests(self, candidate: Candidate, rate_per_s: float) -> int:
+        """A few times as many as are under way at this rate, so that the system is full; fewer where prompts take many steps."""
+        wanted = LIFETIMES * rate_per_s * LOADED * candidate.e2e_s
         chunks = self.ask.prompt_tokens / (candidate.prefill or candidate.serve).plan.token_budget
         most = min(MAX_REQUESTS, max(40, int(MAX_CHUNKS / max(chunks, 1))))
         return int(min(max(wanted, MIN_REQUESTS), most))
@@ -191,10 +204,3 @@ def _level_exact(rate_per_s: float) -> float:
 def _level(rate_per_s: float) -> int:
     """The highest grid rate not above this one."""
     return math.floor(math.log(rate_per_s) / math.log(RATE_STEP) + 1e-9)
-
-
-def _next(low: int, high: int, top: int, *, known: bool) -> int:
-    """The next level to try: halfway; before any rate was carried, twice as far below the bound as the last that was not."""
-    if known:
-        return (low + high) // 2
-    return max(low + 1, top - 2 * (top - high + 1) - 20) if high <= top else (low + high) // 2

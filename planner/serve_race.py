@@ -6,19 +6,23 @@ import dataclasses
 import math
 
 from .serve_ask import ServeAsk
-from .serve_fleet import Part, fewest_gpus, most_carried
+from .serve_fleet import Fleet, Part, fewest_gpus, most_carried
 from .serve_kinds import Candidate
 from .serve_play import Played, Player
 from .serve_space import describe
 
-MAX_SPENT = 240_000
-"""Simulated requests of one search (those of prefill/decode groups count twice): about two seconds."""
+MAX_SPENT = 400_000
+"""Simulated requests of one search (those of prefill/decode groups count twice): a few seconds."""
 FIRST_GUESS = 0.8
 """What a candidate is thought to carry of its bound before any of its family was played; moves the order of play only."""
 MAX_CUTS = 40
-CLOSED = 1.001
+SHOWN_FRAC = 0.6
+"""Candidates that are worth less than this part of the best are given up after one run, and not shown."""
+CLOSED = 1.01
 """A bound this near the best fleet counts as met: the rates are on a grid of one percent."""
 Family = tuple[str, ...]
+KINDS = ("whole", "split")
+"""Replicas that do everything, and groups of prefill and decode replicas: they take turns."""
 
 
 class Race:
@@ -29,6 +33,7 @@ class Race:
         self.played: dict[int, Played] = {}
         self.best: dict[Family, float] = {}
         self._share: dict[Family, float] = {}
+        self._mix: tuple[list[Played], tuple[int, ...]] | None = None
         self._families = [family(c) for c in found]
 
     def copies(self, candidate: Candidate) -> int:
@@ -40,31 +45,34 @@ class Race:
         return value_per_s * self.copies(candidate) if self.ask.objective == "throughput" else value_per_s / candidate.n_gpus
 
     def run(self) -> None:
-        """Play until no bound is above the best found, or the search has spent its share of simulated requests."""
+        """Play until no bound is above the best found, or the search has spent its simulated requests; then narrow what is left."""
         waiting = set(range(len(self.found)))
         while waiting and self.player.spent < MAX_SPENT:
             ranked = sorted(self.best.values(), reverse=True)
             floor = ranked[0] if len(ranked) >= self.top else 0.0
-            waiting = {i for i in waiting if self.worth(self.found[i], self.found[i].bound_per_s) > max(floor, self._known(i))}
-            if not waiting:
+            open_ = [i for i in sorted(waiting) if self.worth(self.found[i], self.found[i].bound_per_s) > max(floor, self._known(i))]
+            if not open_:
+                if self.confirm():
+                    continue
                 break
-            i = max(sorted(waiting), key=lambda i: (self._families[i][0] not in self._share_of_kinds(), self._guess(i)))
+            turn = [i for i in open_ if self._families[i][0] == KINDS[len(self.played) % 2]] or open_
+            i = max(turn, key=self._guess)
             waiting.discard(i)
-            beat = max(ranked[self.top - 1] if len(ranked) >= self.top else 0.0, self._known(i))
-            self._play(i, beat)
+            worst = ranked[self.top - 1] if len(ranked) >= self.top else 0.0
+            beat = max(worst, self._known(i), SHOWN_FRAC * (ranked[0] if ranked else 0.0))
+            self._play(i, beat / self.worth(self.found[i], 1.0))
         self.confirm()
-        if self.ask.objective == "throughput":
-            self.close()
+        self.close()
 
-    def _share_of_kinds(self) -> set[str]:
-        """Whether a whole replica, and a split group, were played: one of each comes first."""
-        return {name[0] for name in self._share}
-
-    def confirm(self) -> None:
-        """Play the groups that would be shown, or are part of the best mix, in the full simulator, until all of them stand."""
+    def confirm(self) -> bool:
+        """Play the groups that would be shown, or are part of the best mix, in the full simulator, until all stand; whether any fell."""
+        fell = False
         while shaky := [i for i in self._shown() if not self.played[i].confirmed]:
             for i in shaky:
-                self.played[i] = self.player.confirmed(self.played[i], self.copies(self.found[i]))
+                quick = self.played[i]
+                self._note(i, self.player.confirmed(quick, self.copies(self.found[i])))
+                fell = fell or self.played[i].goodput_per_s < quick.goodput_per_s
+        return fell
 
     def _shown(self) -> list[int]:
         mix = self.mix()
@@ -73,21 +81,33 @@ class Race:
         return [i for i, p in self.played.items() if id(p) in wanted]
 
     def close(self) -> None:
-        """Narrow what is unproved: play what the best conceivable fleet is made of, until it carries no more than the best one found."""
+        """Narrow what is unproved: play what the best conceivable fleet is made of, until it is no better than the best one found."""
         for _ in range(MAX_CUTS):
-            best = self.mix()
             hopes, where = self._hopes()
-            fleet = most_carried(hopes, self.ask.cluster.n_gpus)
-            if best is None or fleet.value_per_s <= self._carried(best) * CLOSED or self.player.spent > MAX_SPENT:
+            fleet, need = self._fleet(hopes), self._need()
+            if fleet is None or not need or fleet.value_per_s <= need * CLOSED or self.player.spent > MAX_SPENT:
                 break
-            cut = self._carried(best) / fleet.value_per_s
             used = [i for i, n in zip(where, fleet.counts, strict=True) if n and not (i in self.played and self.played[i].goodput_per_s)]
-            if not used:
+            if not used or (self.ask.rate_per_s and self.ask.objective == "cost" and fleet.n_gpus >= self._gpus(self.mix())):
                 break
             for i in used:
                 hope = self.played[i].upper_per_s if i in self.played else self.found[i].bound_per_s
-                self._play(i, self.worth(self.found[i], hope * cut))
+                self._play(i, hope * need / fleet.value_per_s)
             self.confirm()
+
+    def _need(self) -> float:
+        """Requests a second that a fleet must carry to be better than the best one found (0: none was found)."""
+        mix = self.mix()
+        if mix is None or (self.ask.objective == "cost" and not self.ask.rate_per_s):
+            return 0.0
+        return self._carried(mix) if self.ask.objective == "throughput" else self.ask.rate_per_s
+
+    def _fleet(self, parts: list[Part]) -> Fleet | None:
+        """The best fleet of these parts, as the objective counts it."""
+        n, rate = self.ask.cluster.n_gpus, self.ask.rate_per_s
+        if self.ask.objective == "cost" and rate:
+            return fewest_gpus(parts, rate, n) or most_carried(parts, n)
+        return most_carried(parts, n)
 
     def _known(self, i: int) -> float:
         return self.best.get(self._families[i], 0.0)
@@ -98,14 +118,20 @@ class Race:
         share = self._share.get(name, self._share.get(name[:1], FIRST_GUESS))
         return share * self.worth(self.found[i], self.found[i].bound_per_s)
 
-    def _play(self, i: int, beat: float) -> None:
-        candidate, name = self.found[i], self._families[i]
-        at_least = beat / self.worth(candidate, 1.0)
-        played = self.player.carried(candidate, self.copies(candidate), min(at_least, candidate.bound_per_s))
-        self.played[i] = played
-        self._share[name] = self._share[name[:1]] = played.upper_per_s / candidate.bound_per_s
-        if played.goodput_per_s:
-            self.best[name] = max(self._known(i), self.worth(candidate, played.goodput_per_s))
+    def _play(self, i: int, at_least: float) -> None:
+        candidate = self.found[i]
+        hint = self._guess(i) / self.worth(candidate, 1.0)
+        self._note(i, self.player.carried(candidate, self.copies(candidate), min(at_least, candidate.bound_per_s), hint))
+        name = self._families[i]
+        self._share[name] = self._share[name[:1]] = self.played[i].upper_per_s / candidate.bound_per_s
+
+    def _note(self, i: int, played: Played) -> None:
+        """Keep a result; the best of its family is that of all its members played."""
+        self.played[i], name, self._mix = played, self._families[i], None
+        mine = [p for j, p in self.played.items() if self._families[j] == name and p.goodput_per_s]
+        self.best.pop(name, None)
+        if mine:
+            self.best[name] = max(map(self._of, mine))
 
     def exact(self) -> list[Played]:
         """The best candidate of each family that carries anything, by worth."""
@@ -133,16 +159,20 @@ class Race:
 
     def mix(self) -> tuple[list[Played], tuple[int, ...]] | None:
         """The best fleet of what was played, of one layout or several, with copies of each; None when nothing carries anything."""
-        carrying = [p for p in self.played.values() if p.goodput_per_s]
-        if not carrying:
-            return None
-        parts, n = [Part(value_per_s=p.goodput_per_s, n_gpus=p.candidate.n_gpus) for p in carrying], self.ask.cluster.n_gpus
-        if self.ask.objective == "throughput" or not self.ask.rate_per_s:
-            return carrying, most_carried(parts, n).counts
-        return carrying, (fewest_gpus(parts, self.ask.rate_per_s, n) or most_carried(parts, n)).counts
+        if self._mix is None:
+            best: dict[int, Played] = {}
+            for p in self.played.values():
+                if p.goodput_per_s > (best[p.candidate.n_gpus].goodput_per_s if p.candidate.n_gpus in best else 0.0):
+                    best[p.candidate.n_gpus] = p
+            fleet = self._fleet([Part(value_per_s=p.goodput_per_s, n_gpus=n) for n, p in best.items()]) if best else None
+            self._mix = (list(best.values()), fleet.counts if fleet else ())
+        return self._mix if self._mix[0] else None
 
     def _carried(self, mix: tuple[list[Played], tuple[int, ...]]) -> float:
         return math.fsum(p.goodput_per_s * n for p, n in zip(*mix, strict=True))
+
+    def _gpus(self, mix: tuple[list[Played], tuple[int, ...]] | None) -> int:
+        return sum(p.candidate.n_gpus * n for p, n in zip(*mix, strict=True)) if mix else 0
 
     def n_gpus_needed(self) -> int:
         """Fewest GPUs that carry the asked rate by what was played, on as many as it takes; 0 when not asked or nothing carries any."""
@@ -163,7 +193,7 @@ class Race:
         if self.ask.objective == "throughput":
             return most, max(most / max(self._of(exact[0]), self._carried(mix)) - 1, 0.0)
         if self.ask.rate_per_s:
-            least, used = fewest_gpus(hopes, self.ask.rate_per_s, n), sum(p.candidate.n_gpus * k for p, k in zip(*mix, strict=True))
+            least, used = fewest_gpus(hopes, self.ask.rate_per_s, n), self._gpus(mix)
             return most, used / least.n_gpus - 1 if least and least.n_gpus else 0.0
         return most, max(max(p.value_per_s / p.n_gpus for p in hopes) / self._of(exact[0]) - 1, 0.0)
 

@@ -149,7 +149,9 @@ def steady_ranked(ask: ServeAsk, steady: Steady, top: int) -> tuple[ServeChoice,
 
 def ranked(ask: ServeAsk, race: Race, player: Player, top: int) -> tuple[ServeChoice, ...]:
     """Fleets of copies of one candidate, and the best mix where it carries more or needs fewer GPUs; best first."""
-    fleets: list[tuple[ServePart, ...]] = [(ServePart(played=p, copies=_copies(ask, race, p)),) for p in race.exact()[:top]]
+    fleets: list[tuple[ServePart, ...]] = [
+        (ServePart(played=p, copies=_copies(ask, race, p)),) for p in race.exact()[: top if ask.objective == "throughput" else 3 * top]
+    ]
     mix = race.mix()
     if mix and sum(n > 0 for n in mix[1]) > 1:
         parts = [ServePart(played=p, copies=n) for p, n in zip(*mix, strict=True) if n]

@@ -72,6 +72,6 @@ def test_a_closed_loop_draws_what_littles_law_says():
 
 def test_long_prompts_are_played_with_fewer_requests():
     player, found = table(ask(prompt_tokens=100_000, output_tokens=10, slo=Slo()))
-    counts = {c.serve.plan.token_budget: player.n_requests(c) for c in found if c.prefill is None}
+    counts = {c.serve.plan.token_budget: player.n_requests(c, 100.0) for c in found if c.prefill is None}
     assert counts[2048] < counts[32_768]
     assert min(counts.values()) >= 40
