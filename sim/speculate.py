@@ -13,6 +13,7 @@ from .arrivals import rng
 ACCEPT_STREAM, GUESS_STREAM = 4, 5
 FIRST_STEPS = 64
 NEIGHBOURS, BLOCKS_KEPT = 32, 64
+"""The first draws of so many requests are made at once, and kept for so many such blocks: requests come nearly in order of id."""
 LONGEST_RUN = 1 << 20
 """Guesses accepted in a row by a draft that is never wrong."""
 MEMORY_GUESSES = 2000.0
