@@ -121,7 +121,7 @@ class Player:
         ask = self.ask
         shape = ask.requests(self.n_requests(candidate, rate_per_s), copies)
         work = ask.at_rate(shape, rate_per_s)
-        self.spent += len(work) * (2 if candidate.prefill else 1) * (4 if candidate.serve.plan.speculation else 1)
+        self.spent += len(work) * _effort(candidate)
         self.n_runs += 1
         if candidate.prefill and not full:
             return judge(ask, sketch(candidate, work, self.system), rate_per_s)
@@ -162,6 +162,12 @@ class Player:
         chunks = self.ask.prompt_tokens / (candidate.prefill or candidate.serve).plan.token_budget
         most = min(MAX_REQUESTS, max(40, int(MAX_CHUNKS / max(chunks, 1))))
         return int(min(max(wanted, MIN_REQUESTS), most))
+
+
+def _effort(candidate: Candidate) -> int:
+    """What a request of this candidate takes to simulate, in requests of a plain replica."""
+    first = (candidate.prefill or candidate.serve).plan
+    return (2 if candidate.prefill else 1) * (4 if candidate.serve.plan.speculation else 1) * (2 if first.prefix_cache else 1)
 
 
 def judge(ask: ServeAsk, result: ServeResult, rate_per_s: float, *, settled: bool = False) -> Seen:
