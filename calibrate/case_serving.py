@@ -196,7 +196,7 @@ def _times(side: Serving, reach: Reach) -> StepTimes:
 def _step_ms(case: Case, n_decodes: int, kv_tokens: int, chunk: int, past: int = 0) -> float:
     checked = round(case.numbers.get("checked_tokens", 1.0) * n_decodes)
     reach = Reach(
-        tokens=max(checked, n_decodes) + max(chunk, 1), chunk=max(chunk, 1), seqs=max(n_decodes, 1), kv_low_tokens=max(kv_tokens / 2, 1),
+        tokens=max(checked, n_decodes) + max(chunk, 1), chunk=max(chunk, 1), seqs=max(checked, n_decodes, 1), kv_low_tokens=max(kv_tokens / 2, 1),
         kv_high_tokens=max(kv_tokens, 2), past_tokens=max(past, 1024),
     )  # fmt: skip
     times = _times(_serving(case), reach)

@@ -121,6 +121,9 @@ def most_loaded(n_experts: int, top_k: int, skew: float, ep: int, n_extra: int, 
     A rank of share ``s`` gets ``x + √(2·x·ln n)`` pairs, ``x = tokens·s``: the expected largest of ``n`` Poisson counts, where ``n``
     is how many ranks are as loaded, ``Σs/max s``. Its busy experts are ``Σ 1 − (1 − share)^tokens`` over its slots.
     """
+    if not skew and not n_extra:  # all ranks are alike, wherever experts sit
+        x = tokens * top_k / ep
+        return np.minimum(x + np.sqrt(2 * x * np.log(ep)), tokens * top_k), n_experts / ep * (1 - (1 - top_k / n_experts) ** tokens)
     if tokens.size > N_SIZES:  # smooth in the tokens: a geometric grid and lines between
         sizes = np.geomspace(1.0, max(float(tokens.max()), 2.0), N_SIZES - 1)
         at = np.concatenate([[0.0], sizes])

@@ -124,7 +124,8 @@ def _ffn_s(model: ModelSpec, system: ServeSystem, t: Array, width: float, dtype:
 def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_all: Array) -> Array:
     """Router, the routed experts of the most loaded rank, and the shared experts; ``t`` tokens enter one dp rank, ``t_all`` all of them.
 
-    A card with measured fused MoE layers in this format prices the routed part with them.
+    A card with measured fused MoE layers in this format prices the routed part with them: over all tokens where ranks gather them, over
+    the rank's own rows where they come by all-to-all (more than GATHER_RANKS).
     """
     router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + system.roofline.stream_s(4 * t * model.n_experts)
     shared = _ffn_s(model, system, t, model.shared_hidden / plan.tp, plan.weight_dtype) if model.shared_hidden else 0.0
@@ -132,24 +133,29 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_a
     formats = _measured_experts(plan, system)
     if formats:
         split = plan.tp * plan.dp / ep
+        apart = ep > 1 and plan.tp * plan.dp > GATHER_RANKS
+        routing = "balanced" if apart or plan.expert_skew or plan.redundant_experts else ROUTING
 
-        def even_s(tokens: Array) -> Array:
+        def even_s(tokens: Array, top_k: int = model.top_k, n_experts: int = model.n_experts, over: int = ep) -> Array:
             prices = [
                 system.roofline.moe_layer_s(
                     tokens,
                     hidden=model.hidden,
                     inter=model.moe_ffn_hidden,
-                    topk=model.top_k,
-                    n_experts=model.n_experts,
+                    topk=top_k,
+                    n_experts=n_experts,
                     tp=split,
-                    ep=ep,
-                    routing="balanced" if plan.expert_skew or plan.redundant_experts else ROUTING,
+                    ep=over,
+                    routing=routing,
                     dtype=measured,
                 )
                 for measured in formats
             ]
             return np.minimum.reduce(prices)
 
+        if apart:  # the fullest rank gets its own rows, each to one of its experts, and sees no others
+            rows = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)[0]
+            return router + shared + even_s(rows, 1, -(-(model.n_experts + plan.redundant_experts) // ep), 1)
         return router + shared + uneven_s(model, plan, t_all, even_s)
     return router + shared + _unmeasured_experts_s(model, plan, system, t_all, ep)
 
@@ -227,7 +233,11 @@ def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array
     if n <= min(system.cluster.gpus_per_node, GATHER_RANKS):
         return total + net.all_gather_s(t * plan.dp * row, n, 1) + net.reduce_scatter_s(t * plan.dp * row, n, 1)
     sent = t / plan.tp * model.top_k * model.hidden
-    return total + net.all_to_all_s(sent, n, 1) + net.all_to_all_s(2 * sent, n, 1)
+    if n <= system.cluster.gpus_per_node:
+        return total + net.all_to_all_s(sent, n, 1) + net.all_to_all_s(2 * sent, n, 1)
+    # across nodes every rank writes to all others at once: one latency, and its share of the adapters
+    far = sent * (n - system.cluster.gpus_per_node) / n
+    return total + net.p2p_s(far, system.cluster.gpus_per_node) + net.p2p_s(2 * far, system.cluster.gpus_per_node)
 
 
 def tp_all_reduce_s(system: ServeSystem, n_bytes: Array, tp: int) -> Array:
@@ -255,9 +265,7 @@ def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem,
     return np.maximum(price, 0.0)
 
 
-def _attention_s(
-    model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch: Array, q: Array, kv: Array, decode: bool = False
-) -> Array:
+def _attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch: Array, q: Array, kv: Array, decode: bool = False) -> Array:
     """Attention of all layers of a stage. MLA decodes over the latents as one wide KV head, and prefills with every head's own keys."""
     heads = -(-model.n_heads // plan.tp)
     full = model.n_full_attention_layers

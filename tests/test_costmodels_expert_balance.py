@@ -141,3 +141,18 @@ def test_what_cannot_be_placed_is_refused() -> None:
         load_factor(64, 4, 0.8, 8, 3)
     with pytest.raises(BadInput, match="already has a copy on each of 2 ranks"):
         balanced(chosen(2, 1, 1.0), 2, 4)
+
+
+@pytest.mark.parametrize("ep", [16, 32, 64, 128])
+def test_wide_expert_parallelism_prices_a_ranks_own_rows(ep: int) -> None:
+    """Over many ranks a layer costs a few times its own rows' floor, as tokens come by all-to-all; not the pass over everyone's tokens."""
+    model = registry.model("deepseek-v3")
+    system = serve_system(registry.cluster("h800", ep), serving_engine("vllm"))
+    t = np.array([16.0, 128.0])
+    got = moe_s(model, EnginePlan(dp=ep, ep=ep, weight_dtype="fp8_block"), system, t, t * ep)
+    expert = 3 * model.hidden * model.moe_ffn_hidden
+    read = (256 / ep + 1) * expert / system.accelerator.hbm_bytes_per_s
+    flops = 2 * 9 * t * expert / system.accelerator.peak_flops_per_s("fp8")
+    floor = np.maximum(flops, read)
+    assert np.all(got > 0.5 * floor)
+    assert np.all(got < 8 * floor)
