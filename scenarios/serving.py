@@ -96,9 +96,9 @@ class ServingEngine:
     small_cards: tuple[str, ...] = ()
     memory_frac_of_free: bool = False
     graphs_decode_only: bool = False
-    throughput_error_frac: float = 0.15
-    ttft_error_frac: float = 0.4
-    tpot_error_frac: float = 0.15
+    throughput_error_frac: float = 0.12
+    ttft_error_frac: float = 0.19
+    tpot_error_frac: float = 0.13
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
