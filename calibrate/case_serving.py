@@ -195,10 +195,15 @@ def _times(side: Serving, reach: Reach) -> StepTimes:
 
 def _step_ms(case: Case, n_decodes: int, kv_tokens: int, chunk: int, past: int = 0) -> float:
     checked = round(case.numbers.get("checked_tokens", 1.0) * n_decodes)
+    most = max(checked, n_decodes)
     reach = Reach(
-        tokens=max(checked, n_decodes) + max(chunk, 1), chunk=max(chunk, 1), seqs=max(checked, n_decodes, 1), kv_low_tokens=max(kv_tokens / 2, 1),
-        kv_high_tokens=max(kv_tokens, 2), past_tokens=max(past, 1024),
-    )  # fmt: skip
+        tokens=most + max(chunk, 1),
+        chunk=max(chunk, 1),
+        seqs=max(most, 1),
+        kv_low_tokens=max(kv_tokens / 2, 1),
+        kv_high_tokens=max(kv_tokens, 2),
+        past_tokens=max(past, 1024),
+    )
     times = _times(_serving(case), reach)
     step = times.step_ps(n_decodes, n_decodes * kv_tokens, [(chunk, past)] if chunk else [])
     extra = times.linear[checked] - times.linear[n_decodes] if checked > n_decodes else 0
