@@ -89,7 +89,7 @@ class SteppingReplica(Replica):
                 event = min(ready[pending[p]] if p < len(pending) else NEVER, loading[0][0] if loading else NEVER)
                 if event >= until:
                     break
-                self.now = event
+                self.now, self.open = event, True
         self.n, self.kv = self.batch.n, self.batch.kv
 
     def _step(self) -> bool:
