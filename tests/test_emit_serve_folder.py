@@ -89,6 +89,13 @@ def test_readme_of_a_prediction() -> None:
         assert line in text, line
 
 
+def test_the_predictions_engine_is_marked() -> None:
+    for engine, title in (("vllm", "vLLM 0.33.0"), ("sglang", "SGLang 0.5.23"), ("trtllm-1.0", "TensorRT-LLM 1.2")):
+        text = files_of(tp=1, engine=engine)["README.md"]
+        assert f"| {title} (the prediction's) |" in text
+        assert text.count("(the prediction's)") == 1
+
+
 def test_several_nodes_get_a_slurm_script(tmp_path: Path) -> None:
     name, parts = DEPLOYMENTS["wide"]
     files = files_of(name, **parts)

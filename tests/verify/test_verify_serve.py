@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from roofplan.planner.emit import hfconfig
-from roofplan.planner.emit.serve import bench, mii, sglang, vllm
+from roofplan.planner.emit.serve import bench, mii, sglang, trtllm, vllm
 from roofplan.planner.emit.serve.readme import synthetic_acceptance
 from roofplan.planner.emit.target import CannotExpress
 from roofplan.scenarios.model import ModelSpec
@@ -292,6 +292,15 @@ def test_sglang_parses_what_we_emit(tmp_path: Path) -> None:
             refuses(lambda words=words: parser.parse_args([*good, *words]), SystemExit)  # type: ignore[misc]
 
     in_fork(tmp_path, check, stubs=("IPython",), extra=SERVE)
+
+
+def test_tensorrt_llm_options_are_yaml() -> None:
+    """A YAML reader gives back the options; the keys themselves are from the documentation."""
+    import yaml
+
+    for name, parts in (("llama3.1-8b", {"tp": 4}), ("deepseek-v3", {"dp": 8, "ep": 8, "speculation": MTP, "prefix_cache": True, **WIDE})):
+        job = job_of(name, **parts)
+        assert yaml.safe_load(trtllm.emit(job)["tensorrt-llm/serve.yaml"]) == trtllm.options(job, "serve", job.deployment.plan)
 
 
 @needs_serve

@@ -93,7 +93,7 @@ def _run(job: ServeJob, engines: Mapping[str, ModuleType], written: Files) -> st
     rows = []
     for name, files in written.items():
         module = engines[name]
-        mark = " (the prediction's)" if job.deployment.plan.engine.startswith(name.split("-")[0]) else ""
+        mark = " (the prediction's)" if job.deployment.plan.engine.startswith(module.__name__.rpartition(".")[2]) else ""
         listed = ", ".join(f"`{file}`" for file in files)
         rows.append(f"| {module.TITLE} {module.VERSION}{mark} | {listed} | {module.how(job)} |")
     if not rows:

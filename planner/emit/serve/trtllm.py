@@ -94,9 +94,8 @@ def options(job: ServeJob, role: Role, plan: EnginePlan) -> dict[str, Any]:
 
 def script(job: ServeJob, role: Role) -> str:
     """The script of one role; further arguments go to ``trtllm-serve``."""
-    text = HEAD.format(what=f"One {role} replica of {job.model.name} for TensorRT-LLM {VERSION}; arguments go to it.") + model_lines(
-        job, job.needed_format(())
-    )
+    text = HEAD.format(what=f"One {role} replica of {job.model.name} for TensorRT-LLM {VERSION}; arguments go to it.")
+    text += model_lines(job, job.needed_format(()))
     listen = f'--host 0.0.0.0 --port "${{PORT:-{default_port(job)}}}"'
     return text + f'exec trtllm-serve "$MODEL" --backend pytorch {listen} --extra_llm_api_options {role}.yaml "$@"\n'
 
