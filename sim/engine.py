@@ -211,7 +211,7 @@ class Replica:
                     if not starved and at >= until:
                         break
                     busy += attention
-                    now = at
+                    now, opened = at, True
                     continue
                 rows = n + pad
                 fixed, per_kv = linear[rows] + decode[rows], slope[n]

@@ -196,6 +196,7 @@ class NaiveEngine:
 
         if not chunks and not any(s.decoding for s in self.running):
             self.now += extra
+            self.open = True
             return starved
         decode_now = decoding if p.mixed or not chunks else []
         if decode_now or p.mixed:
@@ -212,7 +213,7 @@ class NaiveEngine:
         self.n_steps += 1
         if not chunks:
             self.open = p.refill
-        for s in decode_now:
+        for s in sorted(decode_now, key=lambda s: s.id):
             self.advance(s, 1)
         for s, c in chunks:
             self.advance(s, c)
