@@ -18,6 +18,7 @@ from ..scenarios.errors import BadInput
 from ..scenarios.load import DATA_DIR
 from .check import Checked, check_rows, coverage, reasons, summary, unpriced_tables
 from .fitting import fit_folder, score_folder
+from .framework_cli import framework_command
 from .imports import import_tables
 from .provenance import save, write_whole
 from .rows import gpus_of, load_tables
@@ -36,6 +37,7 @@ def calibrate() -> None:
 
 
 calibrate.add_command(run_command, "run")
+calibrate.add_command(framework_command, "framework")
 
 
 @calibrate.command("import")

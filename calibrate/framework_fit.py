@@ -17,6 +17,7 @@ from ..costmodels.training import train_step
 from ..scenarios.errors import BadInput
 from ..scenarios.framework import Framework
 from ..scenarios.workload import TrainWorkload
+from .grid_fit import scipy_sparse
 from .training_plan import Setting
 from .training_price import batch_of, group_key, measured_bytes
 
@@ -68,6 +69,7 @@ def fit_framework(start: Framework, settings: Iterable[Setting], free: Sequence[
 
     ``memory`` fits peak memory instead of step time. Raises BadInput for a constant that cannot be fitted or too few runs.
     """
+    scipy_sparse()
     from scipy.optimize import least_squares
 
     for name in free:
