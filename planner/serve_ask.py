@@ -19,7 +19,7 @@ OBJECTIVES = ("throughput", "cost", "latency")
 ROPE_KINDS = ("yarn",)
 """Ways of stretching that the emitted commands can ask for."""
 LONG_TOKENS = 32_768
-"""Prompts from this length on are also tried with context parallelism and with KV that moves to the host."""
+"""Contexts from this length on are also tried with context parallelism and wider steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,11 @@ class ServeAsk:
             raise BadInput("--rate and --concurrency both say how requests arrive; give one of them")
         if self.rope and self.model.position != "rope":
             raise BadInput(f"--rope-scaling: {self.model.name} has {self.model.position} positions, not rotary ones; drop it")
+        if self.speculation and self.speculation.method == "mtp" and not self.model.n_mtp_layers:
+            raise BadInput(
+                f"--speculation mtp: {self.model.name} has no multi-token-prediction layers; use chain with a draft model, "
+                "like chain:3:0.7:draft=llama3.2-1b"
+            )
         _check_context(self)
 
     @property

@@ -92,7 +92,6 @@ def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
     """A layout in every allowed format, with the workload's prefix cache, host tier, expert copies and speculation on and off."""
     for weights, experts, kv in formats(ask):
         base = dataclasses.replace(plan, weight_dtype=weights, expert_dtype=experts, kv_dtype=kv)
-        base = dataclasses.replace(base, preemption="swap" if ask.long_prompts else "recompute")
         caches = [dataclasses.replace(base, prefix_cache=True)] if ask.hashed else [base]
         caches += [dataclasses.replace(c, kv_tiers=(tier,)) for c in caches if ask.hashed and (tier := host_tier(ask, plan)) is not None]
         if ask.expert_skew and plan.ep > 1:

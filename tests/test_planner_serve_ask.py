@@ -9,6 +9,7 @@ import pytest
 from roofplan.planner.serve_ask import RopeScaling, own_rate_per_s, pick, read_rope_scaling
 from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
+from roofplan.scenarios.serving_parts import Speculation
 from serve_asks import ask, trace
 
 
@@ -17,6 +18,7 @@ from serve_asks import ask, trace
     [
         ({"prompt_tokens": 0}, "prompt_tokens=0 must be at least 1"),
         ({"objective": "max-seq"}, "objective='max-seq' is not for --task serve; legal: throughput, cost, latency"),
+        ({"speculation": Speculation(method="mtp")}, "llama3.1-8b has no multi-token-prediction layers; use chain with a draft model"),
         ({"rate_per_s": -1.0}, "neither may be negative"),
         ({"rate_per_s": 1.0, "concurrency": 2}, "--rate and --concurrency both say how requests arrive"),
         ({"model_name": "llama3-8b", "prompt_tokens": 8000, "output_tokens": 1000},

@@ -118,10 +118,10 @@ def test_speculation_raises_the_bound_by_no_more_than_its_tokens_a_step():
     work = question.requests(300)
     plan, kind = replica(question, work)
     plain = serve_bounds(Load(work), plan, kind, Slo())
-    faster, _ = replica(question, work, speculation=Speculation(method="mtp", draft_tokens=1, accept_frac=0.85))
+    faster, _ = replica(question, work, speculation=Speculation(method="chain", draft_tokens=1, accept_frac=0.85))
     bound = serve_bounds(Load(work), faster, kind, Slo())
     assert plain.mixed_per_s < bound.mixed_per_s <= 2 * plain.mixed_per_s
-    spec_plan, spec_kind = replica(question, work, speculation=Speculation(method="mtp", draft_tokens=1, accept_frac=0.85))
+    spec_plan, spec_kind = replica(question, work, speculation=Speculation(method="chain", draft_tokens=1, accept_frac=0.85))
     result = played(question, spec_plan, spec_kind, question.at_rate(work, bound.mixed_per_s))
     assert len(work) / result.end_s <= bound.mixed_per_s
     assert poisson(3, 1.0).shape == (3,)

@@ -58,12 +58,10 @@ def test_experts_bring_attention_data_parallelism_and_expert_parallelism():
     assert all(ep in (1, tp * dp) for tp, dp, ep in found)
 
 
-def test_long_prompts_bring_context_parallelism_swap_and_wider_steps():
+def test_long_prompts_bring_context_parallelism_and_wider_steps():
     long = ask(n_gpus=8, prompt_tokens=1 << 20, output_tokens=1024, rope=RopeScaling(kind="yarn", factor=9))
     assert {(1, 8), (2, 4), (4, 2), (8, 1)} <= {(p.tp, p.cp) for p in legal(long)}
     assert all(p.cp == 1 for p in legal(ask(n_gpus=8)))
-    assert {p.preemption for p in options(long, EnginePlan())} == {"swap"}
-    assert {p.preemption for p in options(ask(), EnginePlan())} == {"recompute"}
     assert prefill_budget(long) == max(budgets(long)) > max(budgets(ask()))
 
 
@@ -101,7 +99,7 @@ def test_hashes_turn_the_prefix_cache_on_and_offer_host_memory():
 
 
 def test_speculation_is_tried_beside_plain_decoding_only_when_given():
-    given = Speculation(method="mtp", draft_tokens=1, accept_frac=0.85)
+    given = Speculation(method="chain", draft_tokens=1, accept_frac=0.85)
     assert [p.speculation for p in options(ask(speculation=given), EnginePlan())] == [None, given]
     assert [p.speculation for p in options(ask(), EnginePlan())] == [None]
 
