@@ -72,7 +72,8 @@ class ServingEngine:
     ``memory_frac_of_free``: the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's
     kernel time over that of the measured kernels. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``, start
     with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on
-    published serving points that no constant was fitted on. ``sources`` says where each comes from.
+    published serving points that no constant was fitted on. ``fused_quantisation``: norms and activations write 8 and 4 bits
+    themselves. ``sources`` says where each comes from.
     """
 
     name: str
@@ -96,6 +97,7 @@ class ServingEngine:
     small_cards: tuple[str, ...] = ()
     memory_frac_of_free: bool = False
     graphs_decode_only: bool = False
+    fused_quantisation: bool = False
     throughput_error_frac: float = 0.12
     ttft_error_frac: float = 0.19
     tpot_error_frac: float = 0.13
