@@ -119,7 +119,7 @@ def _pools(deployment: Deployment, priced: Mapping[str, ReplicaModel], work: Ser
     if deployment.prefill_sm_frac:
         sides = twin_replicas(requests, priced["prefill"], priced["decode"], deployment.n_replicas)
         named = zip(priced.items(), sides, strict=True)
-        return [Pool(name=name, kind=kind, gpus_each=plan.n_gpus, replicas=side) for (name, kind), side in named]
+        return [Pool(name=name, kind=kind, gpus_each=plan.n_gpus, replicas=list(side)) for (name, kind), side in named]
     pools = []
     for (name, kind), (own, n) in zip(priced.items(), _sizes(deployment), strict=True):
         replicas = start_replicas(kind, own, work, requests, n, cached=name != "decode", seed=seed)

@@ -21,9 +21,9 @@ class Fleet:
 
     What one replica does can matter to others only through its finishes. A replica whose finishes nobody hears plays on by itself; it is
     brought up to the clock when its state is asked for, as far as that can have changed, and at the end. Replicas whose finishes are
-    watched may cause an event at each: before an event at ``t`` all their steps that start before ``t`` are played, in order of their
-    starts, none past the start of another's, with a pause at each finish. So an event sees a step under way as done, and what it submits
-    can join the step that starts at ``t``.
+    watched may cause an event at each: before an event at ``t`` all their finishes in steps that start before ``t`` are played, in order
+    of those starts, none past one that may cause an event, with a pause at each. So an event sees a step under way as done, and what it
+    submits can join the step that starts at ``t``.
     """
 
     def __init__(self, requests: Requests, replicas: list[Replica]) -> None:
@@ -35,6 +35,7 @@ class Fleet:
         self._ordered: list[tuple[int, int]] = []
         self._apart: list[tuple[int, int]] = []
         self._finished: Finished | None = None
+        self._tell_stalled: Callable[[int], None] | None = None
 
     @property
     def now(self) -> int:
@@ -45,14 +46,13 @@ class Fleet:
         event = simpy.Timeout(self.env, time - self.env.now)
         event.callbacks = [lambda _: action(*values)]
 
-    def hear(self, finished: Finished) -> None:
-        """Who is told of the finishes of watched replicas."""
-        self._finished = finished
+    def hear(self, finished: Finished, stalled: Callable[[int], None] | None = None) -> None:
+        """Who is told of the finishes of watched replicas, and of replicas that begin to lack room for all they could do next."""
+        self._finished, self._tell_stalled = finished, stalled
 
     def watch(self, which: Sequence[int], on: bool = True) -> None:
         """Hear, or no longer hear, of the finishes of these replicas, from now on."""
         for i in which:
-            self.catch_up(i)
             self._watched[i] = on
             self.replicas[i].seen = [] if on else None
         turns = self._ordered + self._apart
@@ -60,9 +60,6 @@ class Fleet:
         self._apart = [turn for turn in turns if not self._watched[turn[1]]]
         heapify(self._ordered)
         heapify(self._apart)
-        if on:
-            for i in which:
-                self.wake(i)  # from its next step on, not only when something may change
 
     def submit(self, request: int, i: int) -> bool:
         """Give replica ``i`` a request, ready now or later than all it was given; False when it can never hold it."""
@@ -74,18 +71,14 @@ class Fleet:
     def wake(self, i: int) -> None:
         """Replica ``i`` may be able to do something from now on that it was not: it was given work, or room."""
         replica = self.replicas[i]
-        self.catch_up(i)
-        if self._stalled[i]:
-            self._stalled[i] = False
-            replica.now = max(replica.now, self.now)
         if replica.n_outstanding:
             self._queue(i, max(self.now, replica.now, 0 if _at_work(replica) else _next_news(replica)))
 
     def catch_up(self, i: int = -1) -> None:
-        """Bring unwatched replicas' numbers of requests up to now; with ``i`` all there is to know of that one."""
+        """Bring all replicas' numbers of requests up to now; with ``i`` all there is to know of that one."""
         if i < 0:
             self._play_apart(self.now)
-        elif not self._watched[i] and self.replicas[i].now < self.now and self._turn[i] < NEVER:
+        elif self.replicas[i].now < self.now and self._turn[i] < NEVER:
             self._play(self._turn[i], i, self.now)
 
     def run(self) -> None:
@@ -124,14 +117,18 @@ class Fleet:
             return  # it was given an earlier one since
         self._turn[i] = NEVER
         replica = self.replicas[i]
+        if self._stalled[i]:
+            replica.now = max(replica.now, start)
         before = replica.now
         replica.run(until)
         if not replica.n_outstanding:
             return
         moved, at_work = replica.now > before, _at_work(replica)
+        if at_work and not moved and not self._stalled[i] and self._tell_stalled is not None:
+            self._tell_stalled(i)
         self._stalled[i] = at_work and not moved
         if at_work and moved:
-            self._queue(i, replica.now if self._watched[i] else quiet_until(replica))
+            self._queue(i, quiet_until(replica))
         else:
             news = _next_news(replica)
             if news >= until or moved:  # else it lacks room, and whoever makes some will wake it
@@ -148,8 +145,8 @@ def quiet_until(replica: Replica) -> int:
 
     That is the start of the step with that finish. Its present time where more than that goes on or KV may run short.
     """
-    waits = replica.waiting or replica.landed or replica.part >= 0 or not replica.heap
-    if waits or type(replica) is not Replica:
+    may_start = (replica.waiting or replica.landed) and replica.n + replica.pad < replica.max_seqs
+    if may_start or replica.part >= 0 or not replica.heap or type(replica) is not Replica:
         return replica.now
     steps, n, rows = (replica.heap[0] >> replica.bits) - replica.k - 1, replica.n, replica.n + replica.pad
     if most_growth(replica) > replica.free:

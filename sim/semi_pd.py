@@ -15,6 +15,7 @@ from ..scenarios.serving import EnginePlan, ServeWorkload
 from .disagg import hand_over, hide_answers
 from .engine import NEVER, Replica
 from .fleet import Fleet
+from .policies import policy_named
 from .replica_kind import ReplicaModel, replica_model
 from .requests import Requests
 from .router import STATELESS, Router
@@ -29,12 +30,14 @@ def split_kinds(
     """Both engines of a GPU priced on their share of its SMs: prefill on ``x``, decode on ``1 − x``.
 
     Decode has what bandwidth a full prefill step leaves it, ``1 − weights/(step time · bandwidth)``. Raises BadInput for plans whose
-    engines could not share: prefix caches, speculation and FFN on other GPUs.
+    engines could not share: prefix caches, speculation, FFN on other GPUs, policies that set the answer's KV aside or prefill by layers.
     """
+    policy = policy_named(plan.policy or system.engine.policy)
     for name, on in (
         ("prefix_cache", plan.prefix_cache),
         ("speculation", plan.speculation is not None),
         ("attention_ffn", plan.attention_ffn is not None),
+        (f"policy {policy.name}", policy.reserve_output or policy.layer_tokens > 0),
         ("policy=layered", plan.policy == "layered"),
     ):
         if on:
@@ -51,47 +54,57 @@ def split_kinds(
     return dataclasses.replace(prefill, limits=limits), decode
 
 
-class TwinReplica(Replica):
-    """One of two engines over the same KV pool: what it takes or frees the other sees; ``extra`` blocks are its own to use besides."""
+class KvPool:
+    """Free KV blocks that two engines draw from."""
 
-    twin: TwinReplica
-    extra = 0
+    def __init__(self, blocks: int) -> None:
+        self.free = blocks
+
+
+class TwinReplica(Replica):
+    """One of two engines over one KV pool, of which it leaves ``kept`` blocks alone."""
+
+    pool: KvPool
+    kept = 0
 
     def run(self, until: int = NEVER) -> None:
         """As ``Replica.run``."""
+        before = self.look()
         super().run(until)
-        self.share()
+        self.pool.free += self.free - before
 
     def let_go(self, request: int) -> None:
         """As ``Replica.let_go``."""
+        before = self.look()
         super().let_go(request)
-        self.share()
+        self.pool.free += self.free - before
 
-    def share(self) -> None:
-        """Tell the twin how many blocks are free."""
-        self.twin.free = self.free - self.extra + self.twin.extra
+    def look(self) -> int:
+        """Blocks free for this engine now."""
+        self.free = max(self.pool.free - self.kept, 0)
+        return self.free
 
 
-def twin_replicas(requests: Requests, prefill: ReplicaModel, decode: ReplicaModel, n: int) -> tuple[list[Replica], list[Replica]]:
+def twin_replicas(
+    requests: Requests, prefill: ReplicaModel, decode: ReplicaModel, n: int
+) -> tuple[list[TwinReplica], list[TwinReplica]]:
     """``n`` pairs of engines: (prefill's, decode's); the prefill engines keep finished prompts until they are let go."""
-    pairs: tuple[list[Replica], list[Replica]] = ([], [])
+    pairs: tuple[list[TwinReplica], list[TwinReplica]] = ([], [])
     for _ in range(n):
-        twins = []
+        pool = KvPool(decode.limits.blocks)
         for side, kind in zip(pairs, (prefill, decode), strict=True):
             assert isinstance(kind.times, StepTimes)
-            twins.append(TwinReplica(requests, kind.times, kind.policy, kind.limits))
-            side.append(twins[-1])
-        twins[0].twin, twins[1].twin = twins[1], twins[0]
-        twins[0].hold = True
-        twins[1].extra = decode.limits.blocks - prefill.limits.blocks
+            twin = TwinReplica(requests, kind.times, kind.policy, kind.limits)
+            twin.pool, twin.kept, twin.hold = pool, decode.limits.blocks - kind.limits.blocks, kind is prefill
+            side.append(twin)
     return pairs
 
 
 class SplitGpus:
     """Pairs of engines behind a router; of ``n`` pairs the fleet holds the decode engines first, then the prefill engines.
 
-    A prompt is computed by the prefill engine, keeps its KV where it is, and decodes on the other engine as soon as that has a seat and
-    the block its next token may need. What the decode engine preempts it computes again itself.
+    A prompt is computed by the prefill engine, keeps its KV where it is, and goes to the other engine, where it decodes once there is a
+    seat, as soon as the block is free that its next token may need. What the decode engine preempts it computes again itself.
     """
 
     def __init__(self, fleet: Fleet, router: Router, n: int) -> None:
@@ -103,7 +116,7 @@ class SplitGpus:
 
     def listen(self) -> None:
         """Hear of every finish."""
-        self.fleet.hear(self._finished)
+        self.fleet.hear(self._finished, self._stalled)
         self.fleet.watch(range(2 * self.n))
 
     def dispatch(self, q: int) -> bool:
@@ -130,6 +143,11 @@ class SplitGpus:
         self._pass_on(i)
         self.fleet.wake(self.n + i)
 
+    def _stalled(self, i: int) -> None:
+        """An engine lacks room; what the decode engine has just preempted may have made some."""
+        if i < self.n:
+            self.fleet.at(max(self.fleet.now, self.fleet.replicas[i].now), self._freed, i, -1)
+
     def _prefilled(self, i: int, q: int) -> None:
         self.done[i].append(q)
         self._pass_on(i)
@@ -138,15 +156,13 @@ class SplitGpus:
         """Finished prompts go to the decode engine, in order, while it has room; their KV changes hands where it lies."""
         requests, decode, done = self.fleet.requests, self.fleet.replicas[i], self.done[i]
         assert isinstance(decode, TwinReplica)
-        while done and decode.n_outstanding < decode.max_seqs:
+        while done:
             q = done[0]
-            has, needs = requests.prompt[q], requests.prompt[q] + (self.answers[q] - 1 if decode.policy.reserve_output else 1)
-            more = -(-needs // decode.block) - -(-has // decode.block)
-            if more > decode.free:
+            more = -(-(requests.prompt[q] + 1) // decode.block) - -(-requests.prompt[q] // decode.block)
+            if more > decode.pool.free:
                 return
             done.popleft()
-            decode.free -= more
-            decode.share()
+            decode.pool.free -= more
             hand_over(requests, q, self.answers[q], self.fleet.now)
             decode.take_over(q, self.fleet.now)
             self.fleet.wake(i)
