@@ -124,8 +124,9 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
     if kind == "stream":
         return roofline.stream_s(stream_bytes(rows))
     if kind == "moe_alltoall":
-        sizes = (rows[n] for n in ("num_tokens", "hidden_size", "topk", "ep_size"))
-        return network.dispatch_s(*sizes, *rest.split("."), rows["num_experts"])
+        backend, phase = rest.split(".")
+        tokens, hidden, topk, ep = (rows[n] for n in ("num_tokens", "hidden_size", "topk", "ep_size"))
+        return network.dispatch_s(tokens, hidden, topk, ep, backend, phase, rows["num_experts"])
     if family == "collective.p2p":
         return network.p2p_s(rows["bytes"], 1)
     if kind == "custom_allreduce":

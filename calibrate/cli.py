@@ -113,7 +113,7 @@ def check_command(
         _show(_split_table(lines), {"seed": seed, "splits": lines}, json_to)
         return
     checked = _checked(kernels, gpu, calibration)
-    result = {"tables": summary(checked), "coverage": coverage(checked), "skipped": reasons(checked)}
+    result: dict[str, Any] = {"tables": summary(checked), "coverage": coverage(checked), "skipped": reasons(checked)}
     if report is not None:
         from .report import page
 

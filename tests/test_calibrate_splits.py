@@ -48,16 +48,14 @@ def test_the_nearest_card() -> None:
     assert nearest(a100, [b200, h200, h100]) is h100
 
 
-NOISY = {"MoE all-to-all", "custom all-reduce"}
-"""A few hundred rows whose repeats differ by more than the aims (see docs/accuracy.md): a third more is granted to one draw of them."""
+FEW_ROWS = 500
+"""Tables of collectives left out in part: fewer rows, whose repeats differ by more than the aims (see docs/accuracy.md)."""
 
 
 def test_the_aims_on_the_full_tables(data_dir: Path) -> None:
     lines = verdicts(score(data_dir / "kernels", jobs=2))
     assert len(lines) > 30
     for line in lines:
-        slack = 1.35 if line["what"] in NOISY else 1.05
-        assert line["median_ape"] <= slack * line["median_bar"], line
-        if line["what"] not in NOISY:
-            assert line["p90_ape"] <= (line["p90_bar"] or np.inf), line
-            assert line["coverage"] is None or 0.75 <= line["coverage"] <= 0.85, line
+        few = line["n"] < FEW_ROWS
+        assert line["median_ape"] <= (1.35 if few else 1.0) * line["median_bar"], line
+        assert few or line["holds"], line
