@@ -6,10 +6,10 @@ from heapq import heapify
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine import Replica
+    from .replica_state import ReplicaState
 
 
-def preempt(replica: Replica) -> int:
+def preempt(replica: ReplicaState) -> int:
     """Preempt from the newest (or least urgent) until every decode left has room for its next token; returns ps of KV copied out."""
     copied_ps = 0
     while replica.grow[(replica.k + 1) % replica.block] > replica.free:
@@ -26,7 +26,7 @@ def preempt(replica: Replica) -> int:
     return copied_ps
 
 
-def _victim(replica: Replica) -> int:
+def _victim(replica: ReplicaState) -> int:
     if replica.policy.by_priority:
         mask = (1 << replica.bits) - 1
         running = [entry & mask for entry in replica.heap] + ([replica.part] if replica.part >= 0 else [])
@@ -39,7 +39,7 @@ def _victim(replica: Replica) -> int:
     return order.pop()
 
 
-def _stop(replica: Replica, q: int) -> int:
+def _stop(replica: ReplicaState, q: int) -> int:
     """Take a decoding request out: its answer so far becomes prompt; under swap its KV goes to the host and comes back later."""
     r, k, last = replica.r, replica.k, replica.r.end[q]
     replica.heap.remove(last << replica.bits | q)
@@ -63,7 +63,7 @@ def _stop(replica: Replica, q: int) -> int:
     return copy_ps
 
 
-def give_back(replica: Replica, q: int, tokens: int) -> None:
+def give_back(replica: ReplicaState, q: int, tokens: int) -> None:
     """Return a preempted request's blocks, but for those of its prefix that others hold."""
     shared = replica.store.release(q, replica.free) if replica.store is not None else 0
     replica.free += -(-tokens // replica.block) - shared
