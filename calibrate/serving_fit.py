@@ -59,7 +59,8 @@ def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, 
     rows = [p for p in rows[::step] if _runs(p)]
     if not rows:
         raise BadInput(f"no measured point of engine {name} is in the fitting fifth")
-    best, how = serving_engine(name), {}
+    best = serving_engine(name)
+    how: dict[str, float] = {}
     for label, knobs, doors in (("", STEP_KNOBS, False), ("_ttft", DOOR_KNOBS, True)):
         used = [p for p in rows if any(m.startswith("ttft") == doors for m in p.measured)]
         if used:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..costmodels.serving_ops import ServeSystem, serve_system
 from ..scenarios import registry
-from ..scenarios.serving import Floats64, ServeWorkload, ServingEngine, serving_engine
+from ..scenarios.serving import Floats64, Ints64, ServeWorkload, ServingEngine, serving_engine
 from ..sim.arrivals import OUTPUT_STREAM, PROMPT_STREAM, uniform_lengths
 from ..sim.replica_kind import replica_model
 from .closed_loop import closed_loop
@@ -67,7 +67,7 @@ STATS: dict[str, Callable[[Floats64], float]] = {
 }
 
 
-def _latencies(sent: Floats64, first: Floats64, finish: Floats64, output: Floats64) -> dict[str, float]:
+def _latencies(sent: Floats64, first: Floats64, finish: Floats64, output: Ints64) -> dict[str, float]:
     """Mean and quantiles of TTFT and TPOT; no TPOT where every answer is one token."""
     found = {"ttft": first - sent}
     many = output > 1
