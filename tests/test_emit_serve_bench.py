@@ -47,6 +47,8 @@ def test_rates_may_be_given(tmp_path: Path) -> None:
     found = [flags(run) for run in runs]
     assert [(f["request-rate"], f["num-prompts"]) for f in found] == [("0.01", "64"), ("1000", "4000")]
     assert "goodput" not in found[0]
+    run, _ = calls_of("bench/bench.sh", bench_files(), tmp_path, "1000", PROMPTS="70")
+    assert flags(run)["num-prompts"] == "70"
     assert found[0]["base-url"] == "http://there:1"
 
 

@@ -61,7 +61,7 @@ def _known(row: Any) -> dict[str, float]:
 
 
 def script(job: ServeJob) -> str:
-    """bench.sh: one run of ``vllm bench serve`` a rate, then the comparison; rates may be given as arguments."""
+    """bench.sh: one run of ``vllm bench serve`` a rate, then the comparison; rates may be arguments, PROMPTS a variable."""
     rates = [row["rate_per_s"] for row in curve(job)] or [1.0]
     what = f"Sends the planned requests at each rate with `vllm bench serve` of vLLM {VERSION}; the server may be any of this folder's."
     return (
@@ -72,8 +72,8 @@ def script(job: ServeJob) -> str:
         + bash_array("ARGUMENTS", arguments(job))
         + "mkdir -p measured\n"
         + 'for rate in "$@"; do\n'
-        + f'  prompts="$(awk -v r="$rate" \'BEGIN {{ n = int(r * {SECONDS_A_RATE:g}); '
-        + f"if (n < {FEWEST_PROMPTS}) n = {FEWEST_PROMPTS}; if (n > {MOST_PROMPTS}) n = {MOST_PROMPTS}; print n }}')\"\n"
+        + f'  prompts="${{PROMPTS:-$(awk -v r="$rate" \'BEGIN {{ n = int(r * {SECONDS_A_RATE:g}); '
+        + f"if (n < {FEWEST_PROMPTS}) n = {FEWEST_PROMPTS}; if (n > {MOST_PROMPTS}) n = {MOST_PROMPTS}; print n }}')}}\"\n"
         + '  vllm bench serve --base-url "$BASE_URL" --tokenizer "${TOKENIZER:-$MODEL}" "${ARGUMENTS[@]}" \\\n'
         + '    --request-rate "$rate" --num-prompts "$prompts" --result-dir measured --result-filename "rate-$rate.json"\n'
         + "done\n"
