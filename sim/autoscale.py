@@ -92,6 +92,6 @@ class Autoscaler:
         steps, n = [], 0
         for at in sorted(change):
             n += change[at]
-            if change[at]:
+            if change[at] and at < end:
                 steps.append((at / PS, n))
         return sum(stop - start for start, stop in spans) / PS, tuple(steps)
