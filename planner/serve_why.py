@@ -128,7 +128,13 @@ def notes(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice]) -> li
     if any(p.deployment.plan.pp > 1 or p.deployment.prefill_plan.pp > 1 for c in kept[:1] for p in c.parts):
         out.append("pipeline stages are taken as evenly loaded; uneven prompts leave bubbles that are not modelled")
     if ask.speculation:
-        out.append(f"an acceptance of {ask.speculation.accept_frac:g} a guess is the user's: measure it on real text")
+        guess = ask.speculation
+        cost = (
+            f"priced as {guess.draft_model}"
+            if guess.draft_model
+            else f"taken as {guess.draft_frac:.0%} of a one-token step (draft=MODEL prices it)"
+        )
+        out.append(f"an acceptance of {guess.accept_frac:g} a guess is the user's: measure it on real text; drafting a token is {cost}")
     return out
 
 
