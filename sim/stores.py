@@ -16,7 +16,7 @@ def prefix_stores(
     """One prefix store a replica, or none where the plan has it off; ``kv_bytes_per_token`` are those of a whole replica.
 
     Tiers that are ``shared`` are one object behind all replicas. Raises BadInput when the workload has no block hashes to match, blocks do
-    not fill them, or a tier holds none.
+    not fill them, a tier holds none, or two have one name.
     """
     if not plan.prefix_cache:
         return [None] * n
@@ -24,6 +24,8 @@ def prefix_stores(
         raise BadInput("the prefix cache is on, but the workload names no prompt blocks; use a trace with hash_ids or turn it off")
     if work.block_id_tokens % block_tokens:
         raise BadInput(f"block={block_tokens} does not divide the trace's hash blocks of {work.block_id_tokens} tokens")
+    if len({spec.name for spec in plan.kv_tiers}) < len(plan.kv_tiers):
+        raise BadInput(f"KV tiers {', '.join(spec.name for spec in plan.kv_tiers)}: give each a name of its own")
     ids, starts, prompts = (column.tolist() for column in (work.block_ids, work.block_starts, work.prompt_tokens))
     blocks = PromptBlocks(ids, starts, prompts, work.block_id_tokens, block_tokens)
     kind, block_bytes = RadixCache if policy.radix else PrefixCache, kv_bytes_per_token * work.block_id_tokens
