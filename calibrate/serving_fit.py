@@ -78,7 +78,7 @@ def _descend(rows: Sequence[ServePoint], engine: ServingEngine, knobs: Sequence[
         slopes = [(_answers(rows, replace(best, **{k.field: getattr(best, k.field) + k.step}), doors) - found) / k.step for k in knobs]
         values = _proportional(best, found, slopes, wanted, knobs, cut)
         for share in SHARES:
-            candidate = replace(best, **{k: getattr(best, k) + share * (v - getattr(best, k)) for k, v in values.items()})  # type: ignore[arg-type]
+            candidate = replace(best, **{k: getattr(best, k) + share * (v - getattr(best, k)) for k, v in values.items()})
             answers = _answers(rows, candidate, doors)
             if _error(answers, wanted, cut) < score - 1e-4:
                 break

@@ -12,6 +12,8 @@ from typing import Any
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine
+from .serving_formats import Unusable as Unusable
+from .serving_formats import cache_format, dtype_named, formats
 from .serving_recipes import ALWAYS_DATED, SPECULATED, Recipe, Run, inferencex, undated
 from .tables import read_frame
 
@@ -70,10 +72,6 @@ class ServePoint:
 
 GRAPH_STEP_TOKENS = 16
 """Spacing of vLLM's CUDA graphs above 256 tokens."""
-
-
-class Unusable(Exception):
-    """Why a row cannot be predicted; counted, not scored."""
 
 
 def read_points(path: Path) -> tuple[list[ServePoint], list[dict[str, str]]]:
@@ -147,8 +145,8 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     if not _int(row, "concurrency"):
         raise Unusable("concurrency is not given")
     label = str(row["model"])
-    dtype, experts = _formats(
-        model, label, _dtype(row.get("gemm_quant_mode"), row.get("precision")), _dtype(row.get("moe_quant_mode")) if moe else ""
+    dtype, experts = formats(
+        model, label, dtype_named(row.get("gemm_quant_mode"), row.get("precision")), dtype_named(row.get("moe_quant_mode")) if moe else ""
     )
     known = row.get("measured_date")
     date = known[:10] if isinstance(known, str) else ALWAYS_DATED.get(model, "")
@@ -221,7 +219,7 @@ def _launched(
         ep=tp * dp if recipe.expert_parallel else ep,
         weight_dtype=dtype,
         expert_dtype=experts,
-        kv_dtype=recipe.kv_dtype or _kv(dtype, engine),
+        kv_dtype=recipe.kv_dtype or cache_format(dtype, engine),
         engine=engine,
         token_budget=recipe.token_budget,
         max_num_seqs=recipe.max_num_seqs,
@@ -260,7 +258,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     offline = source.startswith("TensorRT-LLM perf-overview v0.15")
     if not load and not offline:
         raise Unusable("neither concurrency nor batch is published")
-    dtype, experts = _formats(model, str(row["model"]), _dtype(row.get("precision")), "")
+    dtype, experts = formats(model, str(row["model"]), dtype_named(row.get("precision")), "")
     layout = (tp, dp, ep if (tp * dp) % ep == 0 else 1)
     dated = re.search(r"measured=(\d{4}-\d{2}-\d{2})", str(row.get("notes"))) if "InferenceX" in source else None
     date = dated[1] if dated else "2025-11" if "InferenceX" in source else ""
@@ -281,48 +279,3 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         recipe=recipe,
         measured={metric: float(row["value"]) * factor},
     )
-
-
-def _formats(model: str, label: str, weights: str, experts: str) -> tuple[str, str]:
-    """(format of the weights, of the experts or '' if the same) of the checkpoint that a table calls ``weights`` and ``experts``.
-
-    gpt-oss ships 16-bit weights and MXFP4 experts. The 8-bit checkpoints of DeepSeek, Kimi and MiniMax, and Qwen's own, are scaled by
-    blocks of 128 x 128. 4-bit DeepSeek and Kimi keep attention in 16 bits. Source: the checkpoints' quantisation settings.
-    """
-    if model.startswith("gpt-oss"):
-        return "bf16", "mxfp4"
-    latent = registry.model(model).is_mla
-    if weights in ("fp8", "fp8_block") and (latent or model.startswith("minimax") or re.match(r"Qwen/.*-FP8$", label)):
-        return "fp8_block", ""
-    if latent and (experts or weights) in ("nvfp4", "int4"):
-        return "bf16", experts or weights
-    return weights, "" if experts == weights else experts
-
-
-def _dtype(*labels: Any) -> str:
-    """Weight format of the first label that is given; 16 bits where nothing is said."""
-    named = next((str(v) for v in labels if isinstance(v, str) and v), "bf16").lower()
-    named = re.sub(r"(-wo)?( g\d+)?$", "", named)
-    known = {
-        "int8": "int8",
-        "fp4": "nvfp4",
-        "nvfp4": "nvfp4",
-        "fp8": "fp8",
-        "fp8_block": "fp8_block",
-        "int4_wo": "int4",
-        "int4": "int4",
-        "bf16": "bf16",
-        "fp16": "bf16",
-        "16-bit": "bf16",
-        "mixed": "bf16",
-        "bfloat16": "bf16",
-        "w4a16_mxfp4": "mxfp4",
-    }
-    if named not in known:
-        raise Unusable(f"weight format {named!r} is not modelled")
-    return known[named]
-
-
-def _kv(dtype: str, engine: str) -> str:
-    """KV format: TensorRT-LLM's 8- and 4-bit checkpoints carry 8-bit caches; vLLM and SGLang keep 16 bits unless told otherwise."""
-    return "fp8" if engine.startswith("trtllm") and dtype not in ("bf16", "int4", "mxfp4") else "bf16"

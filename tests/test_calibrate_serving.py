@@ -291,7 +291,10 @@ def test_command_line_json_and_tables(table, log_dir):
 def test_full_tables(data_dir):
     """Medians that a change must not worsen (dense TPOT and throughput of rows no constant was fitted on)."""
     points = validate_serving(data_dir / "kernels" / "aic_serving_e2e.parquet")
-    assert points["summary"]["all dense"]["tpot_s"]["median_ape"] < 0.10
+    assert points["summary"]["all dense"]["tpot_s"]["median_ape"] < 0.085
+    assert points["summary"]["all MoE"]["tpot_s"]["median_ape"] < 0.125
+    assert points["summary"]["all dense"]["ttft_s"]["median_ape"] < 0.21
+    assert points["summary"]["all MoE"]["ttft_s"]["median_ape"] < 0.23
     truth = validate_serving(data_dir / "serving" / "serving_truth.csv")
     assert truth["summary"]["TensorRT-LLM perf-overview v0.15"]["output_tokens_per_s"]["median_ape"] < 0.13
     assert np.isfinite([row["predicted"] for row in truth["rows"]]).all()
@@ -300,4 +303,4 @@ def test_full_tables(data_dir):
 def test_full_log(data_dir):
     result = validate_serving_log(data_dir / "serving" / "vllm_logs" / "RTXPRO6000_Llama-3.1-8B")
     worst = next(iter(result["summary"].values()))["worst_error_frac"]
-    assert worst["tpot_s"] < 0.06
+    assert worst["tpot_s"] < 0.08
