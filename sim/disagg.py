@@ -138,11 +138,13 @@ class Disaggregated:
             tokens = requests.prompt[q] + (self.answers[q] - 1 if replica.policy.reserve_output else 1)
             need = -(-tokens // replica.block)
             if load < replica.max_seqs and need <= replica.free:
-                if need + most_growth(replica) > replica.free:
+                tight = need + most_growth(replica) > replica.free
+                if tight:
                     fleet.catch_up(d)
                 if need <= replica.free:
                     replica.free -= need
-                    fleet.wake(d)  # with less room, less can be said about what it will do
+                    if tight:
+                        fleet.wake(d)  # with less room, less can be said about what it will do
                     coming[d] += 1
                     self.moves[q] = _Move(sender=i, receiver=d, n_bytes=requests.prompt[q] * self.kv_bytes_per_token)
                     return self.moves[q]
