@@ -38,7 +38,7 @@ class AttentionWork:
 
     ``span`` is the most keys one query sees, ``held`` the keys that must be read at all. ``qk`` and ``v`` are head dimensions,
     ``kv_width`` the cached elements per token and KV head (``qk + v``, or only ``qk`` for latents, whose values are their first
-    ``v``), ``kv_bytes`` the bytes of one. ``peak_flops_per_s`` is that of the arithmetic.
+    ``v``), ``kv_bytes`` the bytes of one. ``peak_flops_per_s`` is that of the arithmetic. Not ``causal``: every query sees all keys.
     """
 
     batch: Array
@@ -54,6 +54,7 @@ class AttentionWork:
     kv_width: Array
     kv_bytes: Array
     peak_flops_per_s: float
+    causal: bool = True
 
 
 def attention_work(
@@ -77,7 +78,7 @@ def attention_work(
     return AttentionWork(
         batch=b, q=q, kv=kv, pairs=causal_pairs(q, kv, w) if causal else q * limited, span=limited,
         held=held, heads=h, kv_heads=g, qk=qk, v=v,
-        kv_width=np.where((qk > v) & (v > 256), qk, qk + v), kv_bytes=narrow, peak_flops_per_s=peak,
+        kv_width=np.where((qk > v) & (v > 256), qk, qk + v), kv_bytes=narrow, peak_flops_per_s=peak, causal=causal,
     )  # fmt: skip
 
 
@@ -120,7 +121,8 @@ def decode_trend_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) -
 
 def prefill_coordinates(a: AttentionWork) -> tuple[Array, ...]:
     """Coordinates of the correction: length of the whole causal prefill with as many pairs, sequences, KV heads, group."""
-    return np.sqrt(np.maximum(a.q * (2 * a.kv - a.q), 1)), a.batch, *_heads(a)
+    pairs = a.q * (2 * a.kv - a.q) if a.causal else 2 * a.q * a.kv
+    return np.sqrt(np.maximum(pairs, 1)), a.batch, *_heads(a)
 
 
 def decode_coordinates(a: AttentionWork) -> tuple[Array, ...]:

@@ -80,3 +80,10 @@ def test_coordinates() -> None:
     assert (length**2, batch, kv_heads, group) == (pytest.approx(1000 * 5000), 4, 8, 4)
     assert [float(x) for x in decode_coordinates(work(q=1, kv=77, batch=3))] == [77, 3, 8, 4]
     assert np.shape(prefill_coordinates(work())[0]) == ()
+
+
+def test_a_block_that_sees_all_keys_is_measured_by_its_pairs() -> None:
+    """Half of a ring's block: as many pairs as a causal prompt of the same queries, so the same length in the correction."""
+    whole = prefill_coordinates(work(q=4096, kv=4096))[0]
+    block = attention_work(batch=1, q=4096, kv=2048, heads=32, kv_heads=8, qk=128, v=128, window=0, kv_bytes=2, causal=False, peak=PEAK)
+    assert prefill_coordinates(block)[0] == pytest.approx(whole)
