@@ -47,6 +47,7 @@ from .serving_trace import serving_trace
 @click.option("--cv", default=1.0, show_default=True, help="Burstiness of --rate: coefficient of variation of the gaps.")
 @click.option("--swing", default=0.0, help="Day and night: the rate swings by this share of itself over a --period.")
 @click.option("--period", default="24h", show_default=True, help="Length of a day for --swing.")
+@click.option("--burst", metavar="SIZE:GAP", help="SIZE requests at once every GAP, like 32:10s, in place of --rate.")
 @click.option("--length-cv", default=0.0, help="Coefficient of variation of --isl and --osl (log-normal; 0: all equal).")
 @click.option("--tp", default=1, show_default=True, type=click.IntRange(1), help="Tensor parallel GPUs of a replica.")
 @click.option("--pp", default=1, show_default=True, type=click.IntRange(1), help="Pipeline stages of a replica.")

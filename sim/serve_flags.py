@@ -11,7 +11,7 @@ from ..scenarios.deployment import Deployment
 from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
 from ..scenarios.model import ModelSpec
-from ..scenarios.serving import EnginePlan, ServeWorkload
+from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload
 from ..scenarios.serving_parts import AttentionFfnSplit
 from ..scenarios.serving_text import read_autoscale, read_kv_tier, read_speculation
 from ..scenarios.units import parse_quantity, parse_tokens
@@ -33,22 +33,34 @@ def workload(flags: Mapping[str, Any]) -> ServeWorkload:
         work = traces.read_trace(flags["trace"])
         work = arrivals.first_requests(work, n) if n else work
     else:
-        if not (flags["isl"] and flags["osl"] and (rate or flags["concurrency"])):
-            raise BadInput("no workload: give --trace FILE, or --isl N --osl N with --rate R or --concurrency C")
+        if not (flags["isl"] and flags["osl"] and (rate or flags["concurrency"] or flags["burst"])):
+            raise BadInput("no workload: give --trace FILE, or --isl N --osl N with --rate R, --concurrency C or --burst SIZE:GAP")
         n = n or 1000
         if n > MAX_MADE_UP:
             raise BadInput(f"requests={n:,} is over the limit of {MAX_MADE_UP:,} for a made-up workload")
         spread = flags["length_cv"]
         prompt = arrivals.lengths(n, parse_tokens(flags["isl"]), spread, seed)
         output = arrivals.lengths(n, parse_tokens(flags["osl"]), spread, seed, arrivals.OUTPUT_STREAM)
-        at = arrivals.burst(n, n, 0.0) if flags["concurrency"] else arrivals.poisson(n, rate, seed)
+        at = arrivals.poisson(n, rate, seed) if rate else arrivals.burst(n, n, 0.0)
         work = ServeWorkload(arrival_s=at, prompt_tokens=prompt, output_tokens=output, source="made up")
+    if flags["burst"]:
+        return dataclasses.replace(work, arrival_s=_bursts(flags, len(work)))
     if rate is None or flags["concurrency"]:
         return work
     if flags["swing"]:
         period_s = parse_quantity(flags["period"], "_s")
         return dataclasses.replace(work, arrival_s=arrivals.diurnal(len(work), rate, flags["swing"], period_s, seed))
     return dataclasses.replace(work, arrival_s=arrivals.gamma(len(work), rate, flags["cv"], seed))
+
+
+def _bursts(flags: Mapping[str, Any], n: int) -> Floats64:
+    """Arrivals of ``--burst SIZE:GAP``. BadInput says the form, or that another flag says when requests come."""
+    if flags["rate"] or flags["concurrency"]:
+        raise BadInput("--burst, --rate and --concurrency each say when requests come; give one of them")
+    size, colon, gap = flags["burst"].partition(":")
+    if not colon or not size.isdigit():
+        raise BadInput(f"--burst {flags['burst'][:40]!r} is not SIZE:GAP, like 32:10s")
+    return arrivals.burst(n, int(size), parse_quantity(gap, "_s"))
 
 
 def engine_plan(flags: Mapping[str, Any], model: ModelSpec) -> EnginePlan:

@@ -1,4 +1,4 @@
-"""Reads published request traces: Azure, Vidur, BurstGPT; Mooncake and LLMServingSim logs; vLLM and guidellm benchmark results.
+"""Reads published request traces: Azure, Vidur, BurstGPT; Mooncake and LLMServingSim logs; vLLM, guidellm and aiperf benchmark results.
 
 The format is told by the header or the first record's keys. A wrong or truncated file is one sentence with the line and what is wrong.
 """
@@ -134,10 +134,14 @@ def _json_lines(path: Path) -> ServeWorkload:
                 continue
             where = f"{path}: line {number}"
             record = _object(line, where)
+            if "metadata" in record and "metrics" in record:
+                rows += _aiperf(record, where)
+                continue
             keys = next((k for k in JSONL_FORMATS if set(k) <= set(record)), None)
             if keys is None:
                 raise BadFile(
-                    f"{where}: keys {', '.join(record)[:120]} are of no known trace; legal: {'; '.join(','.join(k) for k in JSONL_FORMATS)}"
+                    f"{where}: keys {', '.join(record)[:120]} are of no known trace; legal: "
+                    f"{'; '.join(','.join(k) for k in JSONL_FORMATS)}; metadata,metrics"
                 )
             at = _number(record[keys[0]], f"{where}: {keys[0]}") * JSONL_FORMATS[keys]
             prompt, output = (_tokens(record[k], f"{where}: {k}") for k in keys[1:])
@@ -150,6 +154,23 @@ def _json_lines(path: Path) -> ServeWorkload:
     if blocks and len(blocks) != len(rows):
         raise BadFile(f"{path}: {len(blocks)} of {len(rows)} requests have hash_ids; give all or none")
     return _workload(path, rows, blocks or None, MOONCAKE_BLOCK_TOKENS if blocks else 0)
+
+
+def _aiperf(record: dict[str, Any], where: str) -> list[Row]:
+    """The request of one line of aiperf's ``profile_export.jsonl``; none for a warm-up or a failed request.
+
+    Source: aiperf documentation, per-request records.
+    """
+    metadata, metrics = record["metadata"], record["metrics"]
+    if not isinstance(metadata, dict) or not isinstance(metrics, dict | None):
+        raise BadFile(f"{where}: metadata and metrics must be JSON objects")
+    if record.get("error") or not metrics or metadata.get("benchmark_phase") == "warmup":
+        return []
+    prompt, output = (
+        _tokens(metrics[k].get("value") if isinstance(metrics.get(k), dict) else None, f"{where}: {k}")
+        for k in ("input_sequence_length", "output_sequence_length")
+    )
+    return [(_number(metadata.get("request_start_ns"), f"{where}: request_start_ns") * 1e-9, max(prompt, 1), max(output, 1))]
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -117,6 +117,14 @@ def test_a_closed_loop_keeps_its_clients_busy(tmp_path: Path) -> None:
     assert data["requests_per_s"] * data["e2e_s"]["mean"] == pytest.approx(4, rel=0.05)  # Little: clients = rate x time in the system
 
 
+def test_bursts_arrive_together(tmp_path: Path) -> None:
+    csv = tmp_path / "run.csv"
+    words = ["--model", "llama3-8b", "--isl", "700", "--osl", "4", "--burst", "16:10s", "--requests", "40", f"--csv={csv}"]
+    assert not serve_cli.simulate.main(args=words, standalone_mode=False)
+    at = [float(row.split(",")[1]) for row in csv.read_text(encoding="utf-8").splitlines()[1:]]
+    assert at == [0.0] * 16 + [10.0] * 16 + [20.0] * 8
+
+
 def test_page_says_when_the_system_is_overloaded(result: ServeResult) -> None:
     pytest.importorskip("plotly", reason="the report extra is not installed")
     zero = dict.fromkeys(("mean", "p50"), 0.001)
@@ -142,6 +150,7 @@ def test_page_says_when_the_system_is_overloaded(result: ServeResult) -> None:
         (["--kv-tier", "host:1GB"], "--kv-tier 'host:1GB' is not NAME:CAPACITY:RATE"),
         (["--speculation", "luck:1:1"], "'luck' is not known; legal: chain, tree, mtp"),
         (["--autoscale", "1:2:8", "--prefill", "1"], "autoscaling covers replicas that do both prefill and decode"),
+        (["--burst", "4:1s"], "--burst, --rate and --concurrency each say when requests come; give one of them"),
         (["--concurrency", "4"], "--rate and --concurrency both say when requests come"),
         (["--think", "2s"], "--think is the pause of clients that wait for their answers"),
         (["--html", "/nowhere/at/all.html"], "cannot be written"),

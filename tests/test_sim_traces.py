@@ -50,6 +50,19 @@ def test_published_formats(tmp_path, name, text, arrivals, prompts, outputs):
     assert work.source == name
 
 
+def aiperf(start_ns, isl, osl, phase="profiling", **more):
+    metrics = {"input_sequence_length": {"value": isl, "unit": "tokens"}, "output_sequence_length": {"value": osl, "unit": "tokens"}}
+    record = {"metadata": {"request_start_ns": start_ns, "benchmark_phase": phase}, "metrics": metrics, "error": None}
+    return json.dumps(record | more) + "\n"
+
+
+def test_aiperf_records_without_warm_up_and_failures(tmp_path):
+    lines = [aiperf(5_000_000_000, 9, 1, phase="warmup"), aiperf(8_500_000_000, 30, 4), aiperf(7_000_000_000, 20, 3)]
+    lines.append(aiperf(9_000_000_000, 1, 1, error={"code": 500}, metrics={}))
+    work = read_trace(put(tmp_path, "profile_export.jsonl", "".join(lines)))
+    assert (work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist()) == ([0.0, 1.5], [20, 30], [3, 4])
+
+
 def test_mooncake_blocks_follow_their_request(tmp_path):
     work = read_trace(put(tmp_path, "m.jsonl", MOONCAKE))
     assert (work.block_starts.tolist(), work.block_ids.tolist(), work.block_id_tokens) == ([0, 2, 3], [0, 1, 0], 512)
@@ -58,6 +71,9 @@ def test_mooncake_blocks_follow_their_request(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.jsonl", aiperf(1, None, 4), r"line 1: input_sequence_length='None' is not a number of tokens"),
+        ("a.jsonl", aiperf(None, 3, 4), r"line 1: request_start_ns=None is not a finite number"),
+        ("a.jsonl", '{"metadata": 3, "metrics": {}}', r"line 1: metadata and metrics must be JSON objects"),
         ("a.csv", "a,b\n1,2\n", r"line 1: columns 'a,b' are of no known trace"),
         ("a.csv", AZURE + "2023-11-16 18:1", r"line 4: 1 of 3 columns; the line is cut off"),
         ("a.csv", AZURE + "yesterday,1,2\n", r"line 4: TIMESTAMP='yesterday' is not a time"),
