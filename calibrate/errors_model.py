@@ -14,6 +14,7 @@ COVERAGE = 0.8
 ROWS_PER_BIN = 60
 MAX_BINS = 6
 
+
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
     """Median and 90th percentile of the relative error; interval half widths by price; error added per octave beyond the data."""

@@ -77,7 +77,7 @@ def quantise_s(m: Array, rows: Array, width: float, gpu: Accelerator, c: Mapping
     ``(2 + w)·m·k bytes`` at ``quantise_frac`` of bandwidth, faster by ``l2_gain`` while they fit in the share ``near_frac`` of L2, and
     ``row_s/SMs`` per row.
     """
-    near = 1.0
+    near: Array | float = 1.0
     if "near_frac" in c:
         near = 1 - c["l2_gain"] / (1 + np.square(rows * (2 / (gpu.l2_bytes * c["near_frac"]))))
     return rows * near * ((2 + width) / (gpu.hbm_bytes_per_s * c["quantise_frac"])) + m * (c.get("row_s", 0.0) / gpu.n_sms)

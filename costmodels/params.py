@@ -80,9 +80,7 @@ def layer_params(model: ModelSpec) -> tuple[int, ...]:
     """Parameters of each layer in order: attention, norms and its FFN (dense or MoE, all experts). Shape: ``n_layers``."""
     count = count_params(model)
     same = count.attn_per_layer + count.norm_per_layer
-    return tuple(
-        same + (count.moe_ffn_per_layer if model.is_moe_layer(i) else count.dense_ffn_per_layer) for i in range(model.n_layers)
-    )
+    return tuple(same + (count.moe_ffn_per_layer if model.is_moe_layer(i) else count.dense_ffn_per_layer) for i in range(model.n_layers))
 
 
 def _attention(model: ModelSpec) -> int:

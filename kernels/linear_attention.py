@@ -170,8 +170,11 @@ def _check(batch: int, length: int, heads: int, dk: int, dv: int) -> Shape:
 
 
 _SHAPES = joined(
-    tuple(s for s in grid(batch_size=(1, 4, 16), seq_len=(512, 2048, 8192, 32768, 131072))
-          if int(s["batch_size"]) * int(s["seq_len"]) <= 131072),
+    tuple(
+        s
+        for s in grid(batch_size=(1, 4, 16), seq_len=(512, 2048, 8192, 32768, 131072))
+        if int(s["batch_size"]) * int(s["seq_len"]) <= 131072
+    ),
     ({"num_heads": 16, "head_dim": 128, "value_dim": 128}, {"num_heads": 32, "head_dim": 128, "value_dim": 128}),
 )
 _CHECKS = (_check(1, 150, 1, 64, 64), _check(2, 70, 1, 128, 64), _check(1, 33, 2, 64, 128))

@@ -41,7 +41,7 @@ class Fleet:
     def now(self) -> int:
         return int(self.env.now)
 
-    def at(self, time: int, action: Callable[..., object], *values: Any) -> None:
+    def at(self, time: int, action: Callable[..., None], *values: Any) -> None:
         """Do something at a time (ps) that is not past."""
         event = simpy.Timeout(self.env, time - self.env.now)
         event.callbacks = [lambda _: action(*values)]

@@ -37,8 +37,7 @@ def split_kinds(
         ("prefix_cache", plan.prefix_cache),
         ("speculation", plan.speculation is not None),
         ("attention_ffn", plan.attention_ffn is not None),
-        (f"policy {policy.name}", policy.reserve_output or policy.layer_tokens > 0),
-        ("policy=layered", plan.policy == "layered"),
+        (f"policy={policy.name}", policy.reserve_output or policy.layer_tokens > 0),
     ):
         if on:
             raise BadInput(f"prefill_sm_frac={prefill_sm_frac:g} splits plain engines only; drop {name} from the plan")
@@ -85,9 +84,7 @@ class TwinReplica(Replica):
         return self.free
 
 
-def twin_replicas(
-    requests: Requests, prefill: ReplicaModel, decode: ReplicaModel, n: int
-) -> tuple[list[TwinReplica], list[TwinReplica]]:
+def twin_replicas(requests: Requests, prefill: ReplicaModel, decode: ReplicaModel, n: int) -> tuple[list[TwinReplica], list[TwinReplica]]:
     """``n`` pairs of engines: (prefill's, decode's); the prefill engines keep finished prompts until they are let go."""
     pairs: tuple[list[TwinReplica], list[TwinReplica]] = ([], [])
     for _ in range(n):

@@ -39,7 +39,7 @@ class Acceptance:
         if spread:
             known = mean * (1 - mean) / spread**2 - 1
             draw = rng(seed, ACCEPT_STREAM)
-            alpha = draw.beta(mean * known, (1 - mean) * known, n_requests) if known > 0 else 1.0 * (draw.random(n_requests) < mean)
+            alpha = draw.beta(mean * known, (1 - mean) * known, n_requests) if known > 0 else (draw.random(n_requests) < mean).astype(float)
         self.alpha = np.clip(depth_acceptance(speculation, alpha), 0.0, 1.0)
         with np.errstate(divide="ignore"):
             self._scale = 1 / -np.abs(np.log(self.alpha))  # -0 for a draft that is always wrong, -inf for one that never is

@@ -30,7 +30,9 @@ def test_collective_trend_by_hand() -> None:
 
 
 def dispatch(tokens: float) -> Dispatch:
-    return Dispatch(tokens=np.array(tokens), hidden=np.array(7168.0), topk=np.array(8.0), ep=np.array(8.0), experts=np.array(256.0), element_bytes=1.0)
+    return Dispatch(
+        tokens=np.array(tokens), hidden=np.array(7168.0), topk=np.array(8.0), ep=np.array(8.0), experts=np.array(256.0), element_bytes=1.0
+    )
 
 
 def test_a_token_crosses_once_per_rank() -> None:

@@ -21,7 +21,7 @@ EXPLAINED = {
 """Models further than 1 % from their published number: the tolerance and why."""
 
 WITHOUT_INPUT_EMBEDDING = {"gpt-oss-20b", "gpt-oss-120b", "deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "deepseek-r1"}
-WITHOUT_EMBEDDINGS = {"glm-4.5", "glm-4.5-air", "moonlight-16b"}
+WITHOUT_EMBEDDINGS = {"glm-4.5", "glm-4.5-air", "minimax-m2", "moonlight-16b"}
 """Whose published active parameters leave out the input embedding, or both embeddings."""
 
 EXPLAINED_ACTIVE = {

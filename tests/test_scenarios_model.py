@@ -13,9 +13,7 @@ from roofplan.scenarios.load import names
 from roofplan.scenarios.model import ModelSpec
 from roofplan.scenarios.registry import model
 
-SMALL = ModelSpec(
-    name="small", source="test", n_layers=8, hidden=64, n_heads=8, n_kv_heads=4, head_dim=8, ffn_hidden=256, vocab=1000
-)
+SMALL = ModelSpec(name="small", source="test", n_layers=8, hidden=64, n_heads=8, n_kv_heads=4, head_dim=8, ffn_hidden=256, vocab=1000)
 MOE = replace(SMALL, n_experts=16, top_k=2, moe_ffn_hidden=32)
 
 

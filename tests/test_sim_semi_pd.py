@@ -114,6 +114,4 @@ def test_at_high_rates_split_gpus_beat_chunked_prefill_and_one_to_one_disaggrega
 def test_plans_that_cannot_be_split(plan, message):
     work = workload([(0, 4, 4, 0)])
     with pytest.raises(BadInput, match=message):
-        simulate_deployment(
-            registry.model("llama3-8b"), registry.cluster("h100-sxm", 1), Deployment(plan=plan, prefill_sm_frac=0.5), work
-        )
+        simulate_deployment(registry.model("llama3-8b"), registry.cluster("h100-sxm", 1), Deployment(plan=plan, prefill_sm_frac=0.5), work)
