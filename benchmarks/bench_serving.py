@@ -17,7 +17,8 @@ from roofplan.scenarios import registry
 from roofplan.scenarios.serving import EnginePlan, ServeWorkload
 from roofplan.scenarios.serving_parts import Speculation
 from roofplan.sim import arrivals
-from roofplan.sim.serving import ServeResult, simulate_serving
+from roofplan.sim.serve_result import ServeResult
+from roofplan.sim.serving import simulate_serving
 from roofplan.sim.traces import read_trace
 
 CHAT = EnginePlan(token_budget=512, max_num_seqs=128)

@@ -12,8 +12,7 @@ from typing import Any
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine
-from .serving_formats import Unusable as Unusable
-from .serving_formats import cache_format, dtype_named, formats
+from .serving_formats import Unusable, cache_format, dtype_named, formats
 from .serving_recipes import ALWAYS_DATED, SPECULATED, Recipe, Run, inferencex, undated
 from .tables import read_frame
 

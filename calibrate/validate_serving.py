@@ -14,7 +14,8 @@ import numpy as np
 from ..scenarios import registry
 from ..scenarios.errors import BadFile, BadInput
 from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload, serving_engine
-from ..sim.serving import ServeResult, simulate_serving
+from ..sim.serve_result import ServeResult
+from ..sim.serving import simulate_serving
 from ..sim.serving_metrics import latencies
 from .serving_points import ServePoint, read_points
 from .serving_predict import predict

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..costmodels.step_times import PS, StepTimes
 from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload
-from ..sim.engine import Limits
 from ..sim.replica_kind import ReplicaModel
+from ..sim.replica_state import Limits
 from ..sim.serving_metrics import Slo
 
 ATTAIN_FRAC = 0.95

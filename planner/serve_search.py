@@ -11,7 +11,7 @@ from ..costmodels.serving_ops import ServeSystem, serve_system
 from ..scenarios.calibration import Calibration
 from ..scenarios.deployment import Deployment
 from ..scenarios.serving import EnginePlan, serving_engine
-from .serve_ask import ServeAsk as ServeAsk
+from .serve_ask import ServeAsk
 from .serve_kinds import Rejected, candidates, kinds_of
 from .serve_play import Played, Player, Seen
 from .serve_race import Race

@@ -16,7 +16,8 @@ from ..scenarios.serving import ServeWorkload
 from ..sim.arrivals import OUTPUT_STREAM, lengths, poisson
 from ..sim.deployment import simulate_deployment
 from ..sim.serving_metrics import Slo, attained, latencies, saturation
-from .serve_search import ServeAsk, plan_serving
+from .serve_ask import ServeAsk
+from .serve_search import plan_serving
 
 
 def rate_rows(

@@ -13,7 +13,6 @@ from heapq import heappop, heappush
 
 from .gaps import FOLD
 from .preempt import preempt
-from .replica_state import Limits as Limits
 from .replica_state import ReplicaState
 
 NEVER = 1 << 80

@@ -14,8 +14,9 @@ from ..costmodels.speculation_time import VerifyTimes, memory_with_draft, verify
 from ..costmodels.step_times import StepTimes
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload
-from .engine import Limits, Replica
+from .engine import Replica
 from .policies import Policy, policy_named
+from .replica_state import Limits
 from .requests import Requests
 from .speculate import Acceptance, Controller
 from .stepping import SteppingReplica

@@ -8,9 +8,8 @@ from ..scenarios.hardware import Cluster
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload, ServingEngine
 from .deployment import simulate_deployment
-from .replica_kind import ReplicaModel as ReplicaModel
-from .replica_kind import replica_model as replica_model
-from .serve_result import ServeResult as ServeResult
+from .replica_kind import ReplicaModel
+from .serve_result import ServeResult
 
 
 def simulate_serving(

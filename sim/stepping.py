@@ -13,11 +13,12 @@ import numpy as np
 from ..costmodels.step_times import StepTimes
 from ..scenarios.errors import BadInput
 from .batch import Batch
-from .engine import NEVER, Limits, Replica
+from .engine import NEVER, Replica
 from .gaps import FOLD
 from .kvstore import PrefixStore
 from .policies import Policy
 from .preempt_batch import preempt_from, released
+from .replica_state import Limits
 from .requests import Requests
 from .speculate import Acceptance, Controller
 from .step_price import StepPrice

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import naive_store
 from naive_store import NaiveLru, NaiveRadix, NaiveTier
 from roofplan.costmodels.step_times import StepTimes
-from roofplan.sim.engine import Limits
 from roofplan.sim.policies import Policy
+from roofplan.sim.replica_state import Limits
 
 
 @dataclass

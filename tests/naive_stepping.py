@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from naive_engine import Seq
 from roofplan.costmodels.speculation_time import VerifyTimes
-from roofplan.sim.engine import Limits
 from roofplan.sim.policies import Policy
+from roofplan.sim.replica_state import Limits
 
 
 @dataclass

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from roofplan.calibrate.serving_fit import fit_engine
-from roofplan.calibrate.serving_points import ServePoint, Unusable, engine_profile, model_name, read_points
+from roofplan.calibrate.serving_formats import Unusable
+from roofplan.calibrate.serving_points import ServePoint, engine_profile, model_name, read_points
 from roofplan.calibrate.serving_predict import predict
 from roofplan.calibrate.serving_recipes import Recipe, Run, inferencex, undated
 from roofplan.calibrate.validate_cli import validate

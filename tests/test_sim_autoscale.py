@@ -12,10 +12,11 @@ from roofplan.scenarios.serving_parts import Autoscale
 from roofplan.sim import arrivals
 from roofplan.sim.autoscale import Autoscaler
 from roofplan.sim.deployment import simulate_deployment
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.fleet import Fleet
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.pooled import Pooled
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.router import Router
 from roofplan.sim.sources import play

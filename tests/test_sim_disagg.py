@@ -14,10 +14,11 @@ from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import serving_engine
 from roofplan.sim.disagg import Disaggregated
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.fleet import Fleet
 from roofplan.sim.placement import Placement
 from roofplan.sim.policies import POLICIES
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.router import Router
 from roofplan.sim.sources import play

@@ -10,9 +10,10 @@ from naive_engine import NaiveEngine, Seq
 from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
-from roofplan.sim.engine import Limits, Replica, _steps_before
+from roofplan.sim.engine import Replica, _steps_before
 from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 from roofplan.sim.policies import POLICIES
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 
 

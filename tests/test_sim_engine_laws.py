@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roofplan.scenarios.serving_parts import KvTier
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.kvstore import PrefixCache, PrefixStore
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.radix import RadixCache
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.step_log import StepLog
 from roofplan.sim.tiers import Tier, Tiers

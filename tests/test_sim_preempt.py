@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.policies import POLICIES
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.step_log import StepLog
 from test_sim_engine import toy_times, workload

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engine import NaiveEngine, Seq
 from naive_store import NaiveRadix
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.kvstore import PromptBlocks
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.radix import Node, RadixCache
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from test_sim_engine import CHAINS, REQUESTS, toy_times, workload
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.fleet import Fleet
 from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.pooled import Pooled
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.router import ROUTERS, Router
 from roofplan.sim.sources import play

@@ -14,10 +14,10 @@ from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import EnginePlan, ServeWorkload
 from roofplan.sim import arrivals
 from roofplan.sim.deployment import simulate_deployment
-from roofplan.sim.engine import Limits
 from roofplan.sim.fleet import Fleet
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.replica_kind import ReplicaModel
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.router import Router
 from roofplan.sim.semi_pd import SplitGpus, twin_replicas
@@ -107,7 +107,7 @@ def test_at_high_rates_split_gpus_beat_chunked_prefill_and_one_to_one_disaggrega
     ("plan", "message"),
     [
         (EnginePlan(prefix_cache=True), "splits plain engines only; drop prefix_cache"),
-        (EnginePlan(policy="orca"), "drop policy orca"),
+        (EnginePlan(policy="orca"), "drop policy=orca"),
         (EnginePlan(kv_blocks=1), "kv_blocks=1 leave no room for prompts"),
     ],
 )

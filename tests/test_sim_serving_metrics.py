@@ -9,7 +9,7 @@ from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
 from roofplan.sim.gaps import FOLD, GapHistogram
-from roofplan.sim.serving import ServeResult
+from roofplan.sim.serve_result import ServeResult
 from roofplan.sim.serving_metrics import Slo, attained, goodput_per_s, latencies, report, saturation, stats
 
 MEMORY = ServeMemory(

@@ -8,10 +8,11 @@ from roofplan.costmodels.step_times import PS
 from roofplan.scenarios.clients import Clients
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.fleet import Fleet
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.pooled import Pooled
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.router import Router
 from roofplan.sim.sources import play

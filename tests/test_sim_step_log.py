@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.policies import POLICIES
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.step_log import COLUMNS, StepLog
 from test_sim_engine import REQUESTS, toy_times, workload

@@ -15,9 +15,10 @@ from roofplan.costmodels.speculation_time import VerifyTimes
 from roofplan.costmodels.step_times import StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving_parts import KvTier, Speculation
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 from roofplan.sim.policies import POLICIES
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.speculate import Acceptance, Controller
 from roofplan.sim.stepping import SteppingReplica

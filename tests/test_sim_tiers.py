@@ -14,10 +14,11 @@ from roofplan.costmodels.step_times import PS
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import EnginePlan, ServeWorkload
 from roofplan.scenarios.serving_parts import KvTier
-from roofplan.sim.engine import Limits, Replica
+from roofplan.sim.engine import Replica
 from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 from roofplan.sim.policies import POLICIES, policy_named
 from roofplan.sim.radix import RadixCache
+from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 from roofplan.sim.stepping import SteppingReplica
 from roofplan.sim.stores import prefix_stores, tier_use
