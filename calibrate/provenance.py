@@ -10,9 +10,6 @@ from pathlib import Path
 
 from ..scenarios.calibration import Calibration, FamilyFit
 
-MAX_PACKED_BYTES = 300_000
-"""Limit on one GPU's calibration, TOML and tables together."""
-
 
 def to_toml(calibration: Calibration) -> str:
     """The calibration's text: sources, then one table per family."""

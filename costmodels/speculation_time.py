@@ -172,20 +172,11 @@ def memory_with_draft(memory: ServeMemory, plan: EnginePlan, block_tokens: int) 
     )
 
 
-def best_draft_tokens(verify: VerifyTimes, accept_frac: float, n_seqs: int, kv_sum: int, most: int) -> int:
-    """γ up to ``most`` with the most expected tokens a second of a step of ``n_seqs``; ``accept_frac`` is that of one depth.
-
-    Source: SmartSpec (Liu et al. 2024): goodput ``n·(1 − α^(γ+1))/(1 − α) / T(n, γ)``.
-    """
-    steps = [verify.step_ps(n_seqs, g, kv_sum + n_seqs * (1 + g * verify.width), []) for g in range(most + 1)]
-    rates = [chain_tokens(accept_frac, g) / step for g, step in enumerate(steps)]
-    return rates.index(max(rates))
-
-
 def gamma_table(verify: VerifyTimes, speculation: Speculation, max_seqs: int, kv_tokens: float) -> tuple[tuple[int, int], ...]:
     """(largest batch, γ) rows, rising: the γ of most expected tokens a second for sequences of ``kv_tokens`` cached tokens each.
 
     A row goes on while its γ stays within ``KEEP_FRAC`` of the best; batches whose steps the tables do not reach have γ = 0.
+    Source: SmartSpec (Liu et al. 2024): goodput ``n·(1 − α^(γ+1))/(1 − α) / T(n, γ)``.
     """
     alpha = float(depth_acceptance(speculation, speculation.accept_frac))
     gammas = np.arange(len(verify.fixed))

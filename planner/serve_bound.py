@@ -36,7 +36,6 @@ class Bounds:
     ttft_s: float = 0.0
     tpot_s: float = 0.0
     e2e_s: float = 0.0
-    mean_batch: float = 0.0
     why: str = ""
 
 
@@ -107,11 +106,9 @@ def serve_bounds(load: Load, plan: EnginePlan, kind: ReplicaModel, slo: Slo) -> 
     alone = costs.shared_s(float(u.mean()), 0.0, batch, within) + prefill
     last = np.maximum(steps - 1, 0) / tokens_a_step
     decode = costs.shared_s(0.0, float(last.mean()), batch, replace(within, cached=float(np.mean(last * prompt))))
-    if np.isfinite(slo.tpot_s):  # Little's law: no more are under way than come in the time they may stay
-        batch = min(batch, max(1 / mixed, 1 / decode if decode > 0 else 0.0) * float(steps.mean()) * slo.tpot_s)
     return replace(
         floors, mixed_per_s=float(1 / (mixed * share)), prefill_per_s=float(1 / (alone * share)),
-        decode_per_s=float(1 / (decode * share)) if decode > 0 else np.inf, mean_batch=max(float(batch), 1.0),
+        decode_per_s=float(1 / (decode * share)) if decode > 0 else np.inf,
     )  # fmt: skip
 
 

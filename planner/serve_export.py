@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .emit.serve.folder import serving_files
+from .emit.serve.job import make_job
 from .emit.write import write_folder
 from .serve_ask import ServeAsk
 from .serve_play import Player
@@ -33,7 +34,7 @@ def part_files(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice, part
     """What the emitters write for one part of a fleet."""
     promised = {name: value for name in ("ttft_s", "tpot_s") if (value := getattr(ask.slo, name)) < math.inf}
     share = part.copies * part.played.goodput_per_s / winner.goodput_per_s
-    return serving_files(
+    job = make_job(
         model=ask.model, deployment=part.deployment, cluster=ask.cluster, prompt_tokens=ask.prompt_tokens, output_tokens=ask.output_tokens,
         context_tokens=max(ask.context_tokens, ask.prompt_tokens + ask.output_tokens), slo=promised,
         rope_scaling=ask.rope.factor if ask.rope else 0,
@@ -44,6 +45,7 @@ def part_files(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice, part
             "curve": curve(ask, decision, part),
         },
     )  # fmt: skip
+    return serving_files(job)
 
 
 def curve(ask: ServeAsk, decision: ServeDecision, part: ServePart) -> list[dict[str, float]]:

@@ -132,10 +132,9 @@ class Player:
     def closed(self, candidate: Candidate, copies: int, clients: int) -> Seen:
         """One run with so many clients to each copy, each with a request under way; the rate is what they draw, start and end left out."""
         ask = self.ask
-        n = min(
-            max(MIN_REQUESTS, round(1.5 * LIFETIMES * clients)), max(self.n_requests(candidate, candidate.bound_per_s), 2 * clients + 20)
-        )
-        work = ask.requests(n, copies)
+        wanted = max(MIN_REQUESTS, round(1.5 * LIFETIMES * clients))
+        affordable = max(self.n_requests(candidate, candidate.bound_per_s), 2 * clients + 20)
+        work = ask.requests(min(wanted, affordable), copies)
         deployment, cluster = candidate.deployment(), self._cluster(candidate)
         self.spent += len(work) * 4
         self.n_runs += 1
@@ -144,7 +143,8 @@ class Player:
             clients=Clients(n_clients=min(clients, len(work))),
         )  # fmt: skip
         ends = np.sort(result.finish_s[np.isfinite(result.finish_s)])
-        first, last = int(WARM_FRAC * len(ends)), max(len(ends) - 1 - clients, int(WARM_FRAC * len(ends)) + 1)
+        first = int(WARM_FRAC * len(ends))
+        last = max(len(ends) - 1 - clients, first + 1)
         if last >= len(ends):
             return judge(ask, result, 0.0, settled=True)
         return judge(ask, result, float((last - first) / (ends[last] - ends[first])), settled=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from .serve_ask import ServeAsk
 from .serve_kinds import Candidate
@@ -91,7 +90,7 @@ class Steady:
             if self.score(fleet) > -math.inf and (name not in chosen or self.score(fleet) > self.score(chosen[name])):
                 chosen[name] = fleet
         order = sorted(chosen.values(), key=lambda f: (-self.score(f), f[1] * self.found[f[0]].n_gpus))
-        return [(replace(self.played[f], confirmed=True), f[1]) for f in order]
+        return [(self.played[f], f[1]) for f in order]
 
     def proved(self) -> tuple[float, float]:
         """(most requests/s any fleet may carry, how far the best seen is from the best hope that was not played)."""

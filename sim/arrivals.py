@@ -9,7 +9,7 @@ import numpy as np
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import Floats64, Ints64, ServeWorkload
 
-ARRIVAL_STREAM, PROMPT_STREAM, OUTPUT_STREAM, PICK_STREAM = range(4)
+ARRIVAL_STREAM, PROMPT_STREAM, OUTPUT_STREAM = range(3)
 
 
 def rng(seed: int, stream: int) -> np.random.Generator:
@@ -63,11 +63,6 @@ def uniform_lengths(n: int, low: int, high: int, seed: int = 0, stream: int = PR
     if not 1 <= low <= high:
         raise BadInput(f"lengths from {low} to {high}: need 1 <= low <= high")
     return rng(seed, stream).integers(low, high + 1, _count(n)).astype(np.int64)
-
-
-def retimed(work: ServeWorkload, rate_per_s: float, seed: int = 0) -> ServeWorkload:
-    """The same requests in the same order, arriving as Poisson at ``rate_per_s``."""
-    return dataclasses.replace(work, arrival_s=poisson(len(work), rate_per_s, seed))
 
 
 def first_requests(work: ServeWorkload, n: int) -> ServeWorkload:

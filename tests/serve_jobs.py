@@ -18,7 +18,7 @@ PROGRAMS = ("vllm", "vllm-router", "python3", "trtllm-serve", "srun", "scontrol"
 
 
 def arguments_of(model_name: str = "llama3.1-8b", *, gpu: str = "h100-sxm", n_gpus: int = 0, **parts: Any) -> dict[str, Any]:
-    """Keyword arguments of ``serving_files``: fields of Deployment and of the folder by name, the others of EnginePlan."""
+    """Keyword arguments of ``make_job``: fields of Deployment and of the job by name, the others of EnginePlan."""
     folder = {"prompt_tokens": 4000, "output_tokens": 500}
     for name in (*folder, "context_tokens", "slo", "shared_prefix_tokens", "rope_scaling", "predicted"):
         if name in parts:
@@ -38,7 +38,7 @@ def job_of(model_name: str = "llama3.1-8b", **parts: Any) -> ServeJob:
 
 def files_of(model_name: str = "llama3.1-8b", **parts: Any) -> dict[str, str]:
     """The emitted folder of one deployment."""
-    return serving_files(**arguments_of(model_name, **parts))
+    return serving_files(job_of(model_name, **parts))
 
 
 def calls_of(script: str, files: dict[str, str], folder: Path, *given: str, **environment: str) -> list[list[str]]:

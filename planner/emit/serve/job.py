@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeJob:
-    """One deployment with everything an emitter needs; ``predicted`` are the prediction's numbers (folder.py names them).
+    """One deployment with everything an emitter needs; ``predicted`` are the prediction's numbers (``make_job`` names them).
 
     ``context_tokens`` is the longest request, prompt and answer together.
     """
@@ -155,7 +155,18 @@ def make_job(
     rope_scaling: float = False,
     predicted: Mapping[str, Any] | None = None,
 ) -> ServeJob:
-    """A ServeJob whose numbers agree; BadInput for lengths below 1, a context over the model's, replicas the cluster has no room for."""
+    """A ServeJob whose numbers agree; BadInput for lengths below 1, a context over the model's, replicas the cluster has no room for.
+
+    ``cluster.n_gpus`` is what the deployment may use (at least ``deployment.n_gpus``). ``prompt_tokens`` and ``output_tokens`` are the
+    benchmark's request, ``context_tokens`` the longest request to be allowed (0: their sum), ``shared_prefix_tokens`` the part of the
+    prompts that is one and the same (prefix caching). ``slo`` holds what is promised: ``ttft_s``, ``tpot_s``, ``e2e_s``, each optional.
+    ``rope_scaling`` (true, or a factor) allows a context over the model's own.
+
+    ``predicted`` may hold, all optional: ``goodput_per_s`` (requests a second within the promises), ``rate_per_s`` (asked for),
+    ``ttft_s``, ``tpot_s`` (means at that rate), ``output_tokens_per_s_per_gpu``, ``cost_usd_per_mtoken``, ``error_frac``,
+    ``why`` (sentences), and ``curve``: rows ``{"rate_per_s", "ttft_s_mean", "ttft_s_p50", "ttft_s_p99", "tpot_s_mean",
+    "tpot_s_p50", "tpot_s_p99", "e2e_s_mean", "output_tokens_per_s"}`` of which only ``rate_per_s`` must be there.
+    """
     for name, value in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
         if value < 1:
             raise BadInput(f"{name}={value} must be at least 1")

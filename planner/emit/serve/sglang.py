@@ -19,6 +19,7 @@ from .shell import (
     model_lines,
     needs_launcher,
     rope_lines,
+    rope_override,
     spans,
     tier_kind,
     urls,
@@ -161,16 +162,6 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
     if not plan.prefix_cache:
         found.append(("--disable-radix-cache",))
     return found + ([] if role == "decode" else _tiers(plan)) + _transfer(role) + _speculation(plan.speculation)
-
-
-def rope_override(job: ServeJob) -> Expand:
-    """The configuration of YaRN at the job's factor."""
-    original = job.model.max_seq_tokens
-    return Expand(
-        '{"rope_parameters": {"rope_type": "yarn", "rope_theta": $ROPE_THETA, '
-        f'"factor": {job.rope_factor}, "original_max_position_embeddings": {original}}}, '
-        f'"max_position_embeddings": {int(original * job.rope_factor)}}}'
-    )
 
 
 def mixes(plan: EnginePlan) -> bool:

@@ -64,6 +64,16 @@ def rope_lines(job: ServeJob) -> str:
     return ': "${ROPE_THETA:?set ROPE_THETA to rope_theta of the config.json of the checkpoint}"\n'
 
 
+def rope_override(job: ServeJob) -> Expand:
+    """The checkpoint's configuration as JSON with YaRN at the job's factor and ``max_position_embeddings`` already stretched."""
+    original = job.model.max_seq_tokens
+    stretched = int(original * job.rope_factor)
+    return Expand(
+        '{"rope_parameters": {"rope_type": "yarn", "rope_theta": $ROPE_THETA, '
+        f'"factor": {job.rope_factor}, "original_max_position_embeddings": {original}}}, "max_position_embeddings": {stretched}}}'
+    )
+
+
 def spans(job: ServeJob) -> dict[str, int]:
     """Nodes of one replica of each role."""
     return {part.role: part.rank + 1 for part in parts(job)}

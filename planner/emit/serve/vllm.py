@@ -21,6 +21,7 @@ from .shell import (
     model_lines,
     needs_launcher,
     rope_lines,
+    rope_override,
     spans,
     tier_kind,
     to_flag,
@@ -188,16 +189,6 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
     if job.rope_factor > 1:
         found.append(("--hf-overrides", rope_override(job)))
     return found + _scheduler(job, plan) + _kv_transfer(role, plan) + _speculation(job, plan)
-
-
-def rope_override(job: ServeJob) -> Expand:
-    """The configuration of YaRN at the job's factor; vLLM takes ``max_position_embeddings`` as already stretched."""
-    original = job.model.max_seq_tokens
-    stretched = int(original * job.rope_factor)
-    return Expand(
-        '{"rope_parameters": {"rope_type": "yarn", "rope_theta": $ROPE_THETA, '
-        f'"factor": {job.rope_factor}, "original_max_position_embeddings": {original}}}, "max_position_embeddings": {stretched}}}'
-    )
 
 
 def _scheduler(job: ServeJob, plan: EnginePlan) -> list[Argument]:
