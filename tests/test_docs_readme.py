@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its output is what they print, its links lead somewhere."""
+"""README and serving page are true: their commands run, recorded output is what they print, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BIN = Path(sys.executable).parent
 SHELL = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-LINES = [line for block in SHELL for line in block.splitlines() if line.startswith(("plan ", "roofplan "))]
+SERVING = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), re.S)
+LINES = dict.fromkeys(line for block in SHELL + SERVING for line in block.splitlines() if line.startswith(("plan ", "roofplan ")))
 TINY = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4,
         "num_hidden_layers": 22, "vocab_size": 32000, "max_position_embeddings": 32768}  # fmt: skip
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_readme_commands_run(line: str, folder: Path) -> None:
+def test_commands_run(line: str, folder: Path) -> None:
     done = run(line, folder)
     # validate says by exit code 1 that some published numbers are missed: the README lists them
     assert done.returncode == 0 or (line.startswith("roofplan validate") and done.returncode == 1), done.stderr
