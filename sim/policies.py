@@ -38,7 +38,7 @@ POLICIES = {
     for policy in (
         Policy(name="vllm-v1"),  # decodes first, the rest of the budget to prompts, FCFS; SGLang's mixed chunks are the same rule
         Policy(name="priority", by_priority=True),
-        Policy(name="sarathi", reserve_output=False),
+        Policy(name="sarathi"),
         Policy(name="splitfuse", reserve_output=True),
         Policy(name="orca", chunked=False, reserve_output=True),
         Policy(name="vllm-v0", chunked=False, mixed=False),
