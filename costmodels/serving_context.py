@@ -12,7 +12,7 @@ import numpy as np
 
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan
-from . import serving_ops
+from . import serving_attention
 from .arrays import Array
 from .overlap import exposed
 from .serving_memory import KV_BYTES
@@ -37,8 +37,8 @@ def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, 
     """
     alone = dataclasses.replace(plan, cp=1)
     if plan.cp == 1 or kv_tokens <= 1:
-        return serving_ops.decode_attention_s(model, alone, system, sequences, kv_tokens)
-    own = serving_ops.decode_attention_s(model, alone, system, sequences, max(kv_tokens / plan.cp, 1.0))
+        return serving_attention.decode_attention_s(model, alone, system, sequences, kv_tokens)
+    own = serving_attention.decode_attention_s(model, alone, system, sequences, max(kv_tokens / plan.cp, 1.0))
     rows = np.ceil(sequences / (plan.dp * plan.pp)) * -(-model.n_heads // plan.tp)
     qk, v = _widths(model)
     net = system.network
@@ -59,10 +59,10 @@ def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem,
     """
     alone = dataclasses.replace(plan, cp=1)
     if plan.cp == 1:
-        return serving_ops.prefill_attention_s(model, plan, system, chunk, past)
+        return serving_attention.prefill_attention_s(model, plan, system, chunk, past)
     q = np.maximum(np.ceil(chunk / plan.cp), 1)
     seen = past + chunk / 2  # keys an average query sees: the last q of them and what is before
-    compute = serving_ops.prefill_attention_s(model, alone, system, q, np.maximum(seen - q / 2, 0))
+    compute = serving_attention.prefill_attention_s(model, alone, system, q, np.maximum(seen - q / 2, 0))
     hops, full = plan.cp - 1, model.n_full_attention_layers
     heads, (qk, v) = -(-model.n_heads // plan.tp), _widths(model)
     compute = compute + full * hops * system.roofline.stream_s(3 * STATE_BYTES * q * heads * v)  # blocks join the running output

@@ -13,7 +13,7 @@ from roofplan.calibrate.serving_fit import fit_engine
 from roofplan.calibrate.serving_formats import Unusable
 from roofplan.calibrate.serving_points import ServePoint, engine_profile, model_name, read_points
 from roofplan.calibrate.serving_predict import predict
-from roofplan.calibrate.serving_recipes import Recipe, Run, inferencex, undated
+from roofplan.calibrate.serving_recipes import Recipe
 from roofplan.calibrate.validate_cli import validate
 from roofplan.calibrate.validate_serving import is_fit_row, validate_serving, validate_serving_log
 from roofplan.scenarios.errors import BadFile, BadInput
@@ -142,96 +142,6 @@ def test_fit_recovers_host_times_that_were_put_in():
     assert how["mean_log_error_ttft"] < 0.2 * how["mean_log_error_ttft_before"]
     with pytest.raises(BadInput, match="no measured point of engine sglang"):
         fit_engine(made, "sglang")
-
-
-def run_of(**changes) -> Run:
-    base = {"engine": "sglang", "model": "deepseek-r1", "gpu": "b200", "four_bit": True, "tp": 8, "isl": 1024, "osl": 1024}
-    return Run(**(base | {"concurrency": 64, "date": "2026-03-25"} | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "wanted"),
-    [
-        ({}, {"token_budget": 16384, "kv_dtype": "fp8", "poll_steps": 30, "max_num_seqs": 256, "lengths_low_frac": 0.8}),
-        ({"concurrency": 8}, {"poll_steps": 10}),
-        ({"gpu": "h200", "four_bit": False}, {"token_budget": 32768, "kv_dtype": "", "poll_steps": 0, "max_num_seqs": 512}),
-        ({"engine": "trtllm", "date": "2025-11-02"}, {"token_budget": 1152, "wait_steps": 0}),
-        ({"engine": "trtllm", "four_bit": False}, {"token_budget": 8192, "wait_steps": 40, "wait_fill_frac": 0.8}),
-        ({"engine": "trtllm", "model": "llama3.1-70b", "tp": 4}, {"wait_steps": 20, "token_budget": 16384}),
-        ({"engine": "trtllm", "model": "llama3.1-70b"}, {"wait_steps": 0}),
-        ({"engine": "vllm", "model": "gpt-oss-120b"}, {"largest_graph": 2048, "kv_dtype": "fp8", "asynchronous": True}),
-        ({"engine": "vllm", "model": "minimax-m2", "gpu": "h200"}, {"expert_parallel": True}),
-        ({"engine": "vllm", "model": "minimax-m2", "date": "2026-04-08", "isl": 8192}, {"token_budget": 16384, "kv_dtype": "fp8"}),
-        ({"engine": "vllm", "model": "qwen3-32b", "isl": 2000}, {"token_budget": 0, "lengths_low_frac": 1.0}),
-    ],
-)
-def test_runs_are_launched_as_their_scripts_say(changes, wanted):
-    recipe = inferencex(run_of(**changes))
-    assert {name: getattr(recipe, name) for name in wanted} == wanted
-
-
-def test_runs_without_a_script_spread_their_prompts():
-    assert undated("vllm", "0.12.0").lengths_low_frac == 0.98
-    assert undated("sglang", "0.5.1.post1").lengths_low_frac == 1.0
-
-
-AIC = {
-    "gpu": "b200_sxm", "framework": "trtllm", "framework_version": "1.2.0rc6.post2", "model": "deepseek-ai/DeepSeek-R1", "mode": "agg",
-    "isl": 1024, "osl": 1024, "concurrency": 64, "gemm_quant_mode": "nvfp4", "moe_quant_mode": "nvfp4", "precision": "fp4", "tp_size": 8,
-    "attention_dp_size": 1, "moe_tp_size": 8, "moe_ep_size": 1, "measured_date": "2026-02-03", "ttft_ms": 200.0, "tpot_ms": 20.0,
-}  # fmt: skip
-
-
-def aic_points(tmp_path: Path, *rows: dict[str, object]):
-    import pandas as pd
-
-    path = tmp_path / "points.csv"
-    pd.DataFrame([AIC | row for row in rows]).to_csv(path, index=False)
-    return read_points(path)
-
-
-def test_days_of_unsaid_speculation_are_skipped_with_the_pull_request(tmp_path):
-    points, skipped = aic_points(tmp_path, {}, {"measured_date": "2026-02-06"}, {"measured_date": "2026-01-14"})
-    assert [p.id for p in points] == ["points-0"]
-    assert ["pull request 642" in skipped[0]["why"], "pull request 392" in skipped[1]["why"]] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("columns", "layout"),
-    [
-        ({"tp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (8, 1, 8)),
-        ({"tp_size": 1, "attention_dp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (1, 8, 8)),
-        ({"tp_size": 4, "attention_dp_size": 4, "moe_tp_size": 1, "moe_ep_size": 16}, (1, 4, 4)),
-        ({"tp_size": 8, "moe_tp_size": 1, "moe_ep_size": 8}, (8, 1, 8)),
-        ({"tp_size": 1, "attention_dp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2}, (1, 4, 2)),
-    ],
-)
-def test_layouts_of_misstated_rows_are_recovered(tmp_path, columns, layout):
-    """Tables of InferenceX carry tp·ep as tp (64 on eight GPUs) or the node's width as both tp and attention dp."""
-    (found,), _ = aic_points(tmp_path, columns)
-    assert (found.plan.tp, found.plan.dp, found.plan.ep) == layout
-
-
-def test_layouts_that_contradict_themselves_are_skipped(tmp_path):
-    points, skipped = aic_points(tmp_path, {"tp_size": 72, "moe_tp_size": 72}, {"tp_size": 2, "moe_tp_size": 4})
-    assert not points
-    assert all("not a layout of one node" in row["why"] for row in skipped)
-
-
-@pytest.mark.parametrize(
-    ("model", "gemm", "moe", "formats"),
-    [
-        ("deepseek-ai/DeepSeek-R1", "fp8", "fp8", ("fp8_block", "")),
-        ("deepseek-ai/DeepSeek-R1", "nvfp4", "nvfp4", ("bf16", "nvfp4")),
-        ("moonshotai/Kimi-K2.5", "int4_wo", "int4_wo", ("bf16", "int4")),
-        ("openai/gpt-oss-120b", "nvfp4", "nvfp4", ("bf16", "mxfp4")),
-        ("Qwen/Qwen3-235B-A22B-FP8", "fp8", "fp8", ("fp8_block", "")),
-        ("meta-llama/Llama-3.1-70B", "nvfp4", "nvfp4", ("nvfp4", "")),
-    ],
-)
-def test_checkpoints_are_in_the_formats_they_ship_in(tmp_path, model, gemm, moe, formats):
-    (found,), _ = aic_points(tmp_path, {"model": model, "gemm_quant_mode": gemm, "moe_quant_mode": moe})
-    assert (found.plan.weight_dtype, found.plan.expert_dtype) == formats
 
 
 @pytest.fixture

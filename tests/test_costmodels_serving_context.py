@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roofplan.costmodels import serving_ops
+from roofplan.costmodels import serving_attention
 from roofplan.costmodels.serving import Reach, step_times
 from roofplan.costmodels.serving_context import decode_attention_s, prefill_attention_s, spread
 from roofplan.costmodels.serving_memory import kv_bytes_per_token, serve_memory
@@ -31,8 +31,8 @@ def cp(n: int, **more: object) -> EnginePlan:
 
 def test_one_rank_prices_as_plain_attention() -> None:
     s, chunk = system(), np.array([1.0, 64.0, 4096.0])
-    assert np.array_equal(prefill_attention_s(LLAMA, ONE, s, chunk, 9e4), serving_ops.prefill_attention_s(LLAMA, ONE, s, chunk, 9e4))
-    assert np.array_equal(decode_attention_s(LLAMA, ONE, s, chunk, 9e4), serving_ops.decode_attention_s(LLAMA, ONE, s, chunk, 9e4))
+    assert np.array_equal(prefill_attention_s(LLAMA, ONE, s, chunk, 9e4), serving_attention.prefill_attention_s(LLAMA, ONE, s, chunk, 9e4))
+    assert np.array_equal(decode_attention_s(LLAMA, ONE, s, chunk, 9e4), serving_attention.decode_attention_s(LLAMA, ONE, s, chunk, 9e4))
     assert spread(ONE) is ONE
 
 
@@ -76,13 +76,13 @@ def test_decode_reads_a_share_and_pays_messages() -> None:
     s, seqs = system(), np.array([4.0, 16.0])
     alone = decode_attention_s(LLAMA, ONE, s, seqs, 1e6)
     shared = decode_attention_s(LLAMA, cp(8), s, seqs, 1e6)
-    eighth = serving_ops.decode_attention_s(LLAMA, ONE, s, seqs, 1e6 / 8)
+    eighth = serving_attention.decode_attention_s(LLAMA, ONE, s, seqs, 1e6 / 8)
     assert np.all(shared > eighth)
     assert np.all(shared < alone)
     short = decode_attention_s(LLAMA, cp(8), s, seqs, 64.0)
     assert np.all(short > decode_attention_s(LLAMA, ONE, s, seqs, 64.0)), "messages cost more than short caches save"
     one = decode_attention_s(LLAMA, cp(8), s, seqs, 1.0)
-    assert np.array_equal(one, serving_ops.decode_attention_s(LLAMA, ONE, s, seqs, 1.0)), "one token sits on one rank"
+    assert np.array_equal(one, serving_attention.decode_attention_s(LLAMA, ONE, s, seqs, 1.0)), "one token sits on one rank"
 
 
 def test_queries_travel_when_keys_would_be_more() -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from roofplan.costmodels.params import count_params
 from roofplan.costmodels.serving import Reach
+from roofplan.costmodels.serving_attention import decode_attention_s
 from roofplan.costmodels.serving_memory import serve_memory
-from roofplan.costmodels.serving_ops import ServeSystem, decode_attention_s, serve_system
+from roofplan.costmodels.serving_ops import ServeSystem, serve_system
 from roofplan.costmodels.serving_split import SplitTimes, attention_side, ffn_side, layer_s, split_times, sustained_s, ways_s
 from roofplan.costmodels.split_choice import best_batch, choose_split
 from roofplan.costmodels.split_weights import split_weights_bytes

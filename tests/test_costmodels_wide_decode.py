@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roofplan.costmodels.serving_ops import decode_attention_s, serve_system
+from roofplan.costmodels.serving_attention import decode_attention_s
+from roofplan.costmodels.serving_ops import serve_system
 from roofplan.costmodels.wide_decode import wide_decode_s
 from roofplan.scenarios import registry
 from roofplan.scenarios.serving import EnginePlan, serving_engine

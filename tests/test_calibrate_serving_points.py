@@ -1,0 +1,66 @@
+"""Rows of measured points: layouts that columns misstate, formats of published checkpoints, speculation that a table does not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from roofplan.calibrate.serving_points import read_points
+
+pd = pytest.importorskip("pandas", reason="measurement tables need the calibrate extra")
+
+AIC = {
+    "gpu": "b200_sxm", "framework": "trtllm", "framework_version": "1.2.0rc6.post2", "model": "deepseek-ai/DeepSeek-R1", "mode": "agg",
+    "isl": 1024, "osl": 1024, "concurrency": 64, "gemm_quant_mode": "nvfp4", "moe_quant_mode": "nvfp4", "precision": "fp4", "tp_size": 8,
+    "attention_dp_size": 1, "moe_tp_size": 8, "moe_ep_size": 1, "measured_date": "2026-02-03", "ttft_ms": 200.0, "tpot_ms": 20.0,
+}  # fmt: skip
+
+
+def aic_points(tmp_path: Path, *rows: dict[str, object]):
+    path = tmp_path / "points.csv"
+    pd.DataFrame([AIC | row for row in rows]).to_csv(path, index=False)
+    return read_points(path)
+
+
+def test_days_of_unsaid_speculation_are_skipped_with_the_pull_request(tmp_path):
+    points, skipped = aic_points(tmp_path, {}, {"measured_date": "2026-02-06"}, {"measured_date": "2026-01-14"})
+    assert [p.id for p in points] == ["points-0"]
+    assert ["pull request 642" in skipped[0]["why"], "pull request 392" in skipped[1]["why"]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        ({"tp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (8, 1, 8)),
+        ({"tp_size": 1, "attention_dp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (1, 8, 8)),
+        ({"tp_size": 4, "attention_dp_size": 4, "moe_tp_size": 1, "moe_ep_size": 16}, (1, 4, 4)),
+        ({"tp_size": 8, "moe_tp_size": 1, "moe_ep_size": 8}, (8, 1, 8)),
+        ({"tp_size": 1, "attention_dp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2}, (1, 4, 2)),
+    ],
+)
+def test_layouts_of_misstated_rows_are_recovered(tmp_path, columns, layout):
+    """Tables of InferenceX carry tp·ep as tp (64 on eight GPUs) or the node's width as both tp and attention dp."""
+    (found,), _ = aic_points(tmp_path, columns)
+    assert (found.plan.tp, found.plan.dp, found.plan.ep) == layout
+
+
+def test_layouts_that_contradict_themselves_are_skipped(tmp_path):
+    points, skipped = aic_points(tmp_path, {"tp_size": 72, "moe_tp_size": 72}, {"tp_size": 2, "moe_tp_size": 4})
+    assert not points
+    assert all("not a layout of one node" in row["why"] for row in skipped)
+
+
+@pytest.mark.parametrize(
+    ("model", "gemm", "moe", "formats"),
+    [
+        ("deepseek-ai/DeepSeek-R1", "fp8", "fp8", ("fp8_block", "")),
+        ("deepseek-ai/DeepSeek-R1", "nvfp4", "nvfp4", ("bf16", "nvfp4")),
+        ("moonshotai/Kimi-K2.5", "int4_wo", "int4_wo", ("bf16", "int4")),
+        ("openai/gpt-oss-120b", "nvfp4", "nvfp4", ("bf16", "mxfp4")),
+        ("Qwen/Qwen3-235B-A22B-FP8", "fp8", "fp8", ("fp8_block", "")),
+        ("meta-llama/Llama-3.1-70B", "nvfp4", "nvfp4", ("nvfp4", "")),
+    ],
+)
+def test_checkpoints_are_in_the_formats_they_ship_in(tmp_path, model, gemm, moe, formats):
+    (found,), _ = aic_points(tmp_path, {"model": model, "gemm_quant_mode": gemm, "moe_quant_mode": moe})
+    assert (found.plan.weight_dtype, found.plan.expert_dtype) == formats
