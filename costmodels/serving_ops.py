@@ -67,11 +67,6 @@ IN_GRAPH = {"fp8_block": "fp8"}
 Engines replay CUDA graphs, so the host's time is not theirs."""
 
 
-def covered_experts(model: ModelSpec, tokens: Array) -> Array:
-    """Distinct experts that ``tokens`` tokens touch under uniform routing: ``E·(1 − (1 − k/E)^tokens)``."""
-    return model.n_experts * (1 - (1 - model.top_k / model.n_experts) ** tokens)
-
-
 def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Array) -> Array:
     """Every layer of a step but for attention over the cache.
 
@@ -184,16 +179,8 @@ def _measured_experts(plan: EnginePlan, system: ServeSystem) -> list[str]:
 
 
 def _unmeasured_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array, ep: int) -> Array:
-    """Two grouped products over the touched experts and the sort around them.
-
-    With experts split by ep a rank gets ``x + √(2·x·ln ep)`` pairs where ``x = t_all·k/ep`` is the mean: the expected largest of ep
-    Poisson counts.
-    """
-    mean = t_all * model.top_k / ep
-    pairs = np.minimum(mean + np.sqrt(2 * mean * np.log(ep)), t_all * model.top_k)
-    local = np.minimum(covered_experts(model, t_all) / ep, np.maximum(pairs, 1))
-    if plan.expert_skew or plan.redundant_experts:
-        pairs, local = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)
+    """Two grouped products over the touched experts of the most loaded rank and the sort around them."""
+    pairs, local = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)
     width = model.moe_ffn_hidden * ep / (plan.tp * plan.dp)
     n_in = 2.0 if model.gated_mlp else 1.0
     first = grouped_gemm_s(system, pairs, local, n_in * width, float(model.hidden), plan.experts_in)

@@ -91,8 +91,6 @@ def collect(
     seed: int,
     *,
     links: FairLinks | None = None,
-    scaled: tuple[tuple[float, int], ...] = (),
-    gpu_s: float | None = None,
 ) -> ServeResult:
     """The result of a run that has ended; the memory is that of the last pool (the one that decodes), links are those that were used."""
     replicas = [replica for pool in pools for replica in pool.replicas]
@@ -116,10 +114,9 @@ def collect(
         memory=pools[-1].kind.memory,
         seed=seed,
         cache_hit_frac=sum(s.hit_tokens for s in stores) / max(sum(s.prompt_tokens for s in stores), 1),
-        gpu_s=n_gpus * end_s if gpu_s is None else gpu_s,
+        gpu_s=n_gpus * end_s,
         pools=tuple(_use(pool) for pool in pools),
         links=() if links is None else _links(links, end_s),
-        scaled=scaled,
         tiers=tier_use(stores),
         logs={f"{pool.name} {i}": r.log for pool in pools for i, r in enumerate(pool.replicas) if r.log is not None},
     )

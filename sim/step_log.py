@@ -7,7 +7,6 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-FOREVER = 1 << 62
 COLUMNS = (
     "start_ps",
     "end_ps",
@@ -23,7 +22,7 @@ COLUMNS = (
 
 
 class StepLog:
-    """One row per engine step, or per stretch of ``n_steps`` equal decode steps; only those that touch ``from_ps`` to ``until_ps``.
+    """One row per engine step, or per stretch of ``n_steps`` equal decode steps.
 
     ``tokens`` went through the model in the whole row: ``prompt_tokens`` of prompts, the rest decoded (a prompt that ends answers one
     more). ``n_decoding`` sequences were past their prompt (stalled ones included), ``n_prompts`` had part of theirs computed.
@@ -31,8 +30,7 @@ class StepLog:
     included; ``n_waiting`` requests were queued. Preemptions are kept beside.
     """
 
-    def __init__(self, from_ps: int = 0, until_ps: int = FOREVER) -> None:
-        self.from_ps, self.until_ps = from_ps, until_ps
+    def __init__(self) -> None:
         self._rows = array("q")
         self._preempted = array("q")
 
@@ -41,13 +39,11 @@ class StepLog:
 
     def add(self, *row: int) -> None:
         """One row, values in the order of COLUMNS."""
-        if row[1] > self.from_ps and row[0] < self.until_ps:
-            self._rows.extend(row)
+        self._rows.extend(row)
 
     def preempt(self, at_ps: int, request: int) -> None:
         """``request`` was put back among the waiting at ``at_ps``."""
-        if self.from_ps <= at_ps < self.until_ps:
-            self._preempted.extend((at_ps, request))
+        self._preempted.extend((at_ps, request))
 
     def columns(self) -> dict[str, NDArray[np.int64]]:
         """Each of COLUMNS as an array, in order of time."""

@@ -156,3 +156,7 @@ def test_wide_expert_parallelism_prices_a_ranks_own_rows(ep: int) -> None:
     floor = np.maximum(flops, read)
     assert np.all(got > 0.5 * floor)
     assert np.all(got < 8 * floor)
+
+
+def test_one_token_reads_its_own_experts_and_many_read_all():
+    assert most_loaded(128, 8, 0.0, 1, 0, np.array([0.0, 1.0, 1e6]))[1] == pytest.approx([0, 8, 128])

@@ -9,7 +9,7 @@ import pytest
 from roofplan.costmodels.params import count_params
 from roofplan.costmodels.serving import Reach, launched_kernels, step_times
 from roofplan.costmodels.serving_memory import kv_bytes_per_token, serve_memory, weights_bytes
-from roofplan.costmodels.serving_ops import covered_experts, gemm_s, moe_s, serve_system, tp_all_reduce_s
+from roofplan.costmodels.serving_ops import gemm_s, moe_s, serve_system, tp_all_reduce_s
 from roofplan.costmodels.step_times import PS
 from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
@@ -87,12 +87,6 @@ def test_steps_pad_to_graphs_and_dp_splits_the_cache():
     alone = step_times(latent, EnginePlan(tp=8, weight_dtype="fp8"), system, REACH)
     spread = step_times(latent, EnginePlan(tp=1, dp=8, ep=8, weight_dtype="fp8"), system, REACH)
     assert spread.decode_slope[128] < 0.3 * alone.decode_slope[128]
-
-
-def test_covered_experts_limits():
-    model = registry.model("qwen3-30b-a3b")
-    found = covered_experts(model, np.array([0.0, 1.0, 1e6]))
-    assert found == pytest.approx([0, model.top_k, model.n_experts])
 
 
 def test_weight_only_formats_read_fewer_bytes_but_compute_in_16_bits():

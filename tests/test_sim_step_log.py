@@ -1,4 +1,4 @@
-"""The step log against what it must add up to: tokens, time, steps, blocks; and its window."""
+"""The step log against what it must add up to: tokens, time, steps and blocks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from roofplan.sim.step_log import COLUMNS, StepLog
 from test_sim_engine import REQUESTS, toy_times, workload
 
 
-def logged(rows, name, limits, log):
+def logged(rows, name, limits):
     requests = Requests(workload(rows))
     engine = Replica(requests, toy_times(), POLICIES[name], limits)
-    engine.log = log
+    engine.log = StepLog()
     for q in range(len(requests)):
         assert engine.submit(q)
     engine.run()
@@ -27,7 +27,7 @@ def logged(rows, name, limits, log):
 @given(rows=REQUESTS, name=st.sampled_from(sorted(POLICIES)), seats=st.integers(1, 9), spare=st.integers(0, 12), swap=st.booleans())
 def test_rows_add_up_to_the_run(rows, name, seats, spare, swap):
     blocks = max(-(-(p + o - 1) // 16) for _, p, o, _ in rows) + spare
-    engine, requests = logged(rows, name, Limits(budget=seats + 40, max_seqs=seats, blocks=blocks, block_tokens=16, swap=swap), StepLog())
+    engine, requests = logged(rows, name, Limits(budget=seats + 40, max_seqs=seats, blocks=blocks, block_tokens=16, swap=swap))
     assert engine.log is not None
     c = engine.log.columns()
     assert c["n_steps"].sum() == engine.n_steps
@@ -47,7 +47,7 @@ def test_rows_add_up_to_the_run(rows, name, seats, spare, swap):
 
 def test_a_lone_request_row_by_row():
     """A prompt of 20 in 16 and 4 tokens, then one stretch of three decodes over a cache that ends at 23 tokens."""
-    engine, requests = logged([(0, 20, 4, 0)], "vllm-v1", Limits(budget=16, max_seqs=8, blocks=10, block_tokens=16), StepLog())
+    engine, requests = logged([(0, 20, 4, 0)], "vllm-v1", Limits(budget=16, max_seqs=8, blocks=10, block_tokens=16))
     assert engine.log is not None
     c = engine.log.columns()
     assert list(c) == list(COLUMNS)
@@ -58,17 +58,3 @@ def test_a_lone_request_row_by_row():
     assert c["kv_tokens"].tolist() == [0, 0, 23]
     assert c["free_blocks"].tolist() == [8, 8, 8]
     assert c["end_ps"][1] == requests.first[0]
-
-
-def test_a_window_keeps_only_the_rows_that_touch_it():
-    rows = [(10, 20, 30, 0)] * 10
-    limits = Limits(budget=16, max_seqs=4, blocks=40, block_tokens=16)
-    whole = logged(rows, "vllm-v1", limits, StepLog())[0].log
-    assert whole is not None
-    c = whole.columns()
-    at, until = int(c["start_ps"][5]), int(c["end_ps"][9])
-    part = logged(rows, "vllm-v1", limits, StepLog(at, until))[0].log
-    assert part is not None
-    assert len(part) == 5
-    assert part.columns()["start_ps"].tolist() == c["start_ps"][5:10].tolist()
-    assert whole.preemptions()["at_ps"].tolist() == []
