@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
+from notebooks import figures_of, line
 
-nbformat = pytest.importorskip("nbformat", reason="the notebook extra is not installed")
-nbclient = pytest.importorskip("nbclient", reason="the notebook extra is not installed")
-pytest.importorskip("plotly", reason="the notebook extra is not installed")
-
-NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "notebooks" / "what_if_serving.ipynb"
-PLOTLY = "application/vnd.plotly.v1+json"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
 def figures() -> list[dict[str, Any]]:
-    """The plotly figures of the executed notebook, in order."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", allow_errors=False).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return [output["data"][PLOTLY] for output in outputs if PLOTLY in output.get("data", {})]
-
-
-def line(figure: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(trace for trace in figure["data"] if trace["name"] == name)
-    return found
+    """The notebook's figures, in order."""
+    return figures_of("what_if_serving.ipynb")
 
 
 def test_latency_explodes_past_saturation(figures: list[dict[str, Any]]) -> None:

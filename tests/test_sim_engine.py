@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engine import NaiveEngine, Seq
+from naive_store import NaiveLru
 from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
@@ -76,30 +77,35 @@ CHAINS = [[0, 1, 2, 3], [0, 1, 5, 6], [0, 7], [8, 9, 10]]
 """Prefix-block hashes: prompts of one chain share its leading blocks with the others that begin alike."""
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(rows=REQUESTS, chains=st.lists(st.sampled_from(CHAINS), min_size=25, max_size=25),
-       name=st.sampled_from(sorted(set(POLICIES) - {"static"})), seats=st.integers(1, 9), extra=st.integers(0, 60),
-       each=st.sampled_from([1, 2, 4]), spare=st.integers(0, 40), swap=st.booleans())  # fmt: skip
-def test_fast_prefix_cache_equals_naive_prefix_cache(rows, chains, name, seats, extra, each, spare, swap):
+def equals_naive_with_prefixes(cache, oracle, rows, chains, policy, seats, extra, each, spare, swap):
+    """Play the requests with a prefix cache of this kind and with the token-by-token engine over its oracle; assert equal results."""
     block, id_tokens = 8, 8 * each
-    work, times, policy = workload(rows), toy_times(), POLICIES[name]
+    work, times = workload(rows), toy_times()
     largest = max(-(-(p + o - 1) // block) for _, p, o, _ in rows)
     limits = Limits(budget=seats + extra, max_seqs=seats, blocks=largest + spare, block_tokens=block, swap=swap)
     ids = [h for chain in chains for h in chain]
     starts = np.cumsum([0] + [len(chain) for chain in chains]).tolist()
     requests = Requests(work)
-    store = PrefixCache(PromptBlocks(ids, starts, work.prompt_tokens.tolist(), id_tokens, block))
+    store = cache(PromptBlocks(ids, starts, work.prompt_tokens.tolist(), id_tokens, block))
     fast = Replica(requests, times, policy, limits, store)
     for q in range(len(work)):
         assert fast.submit(q)
     fast.run()
     seqs = [Seq(q, p, o, requests.ready[q], pr) for q, (_, p, o, pr) in enumerate(rows)]
     slow = NaiveEngine(seqs, times, policy, limits)
-    slow.hashes, slow.each, slow.id_tokens = dict(enumerate(chains)), each, id_tokens
+    slow.hashes, slow.each, slow.id_tokens, slow.store = dict(enumerate(chains)), each, id_tokens, oracle
     slow.run()
     assert list(requests.first) == [s.times[0] for s in seqs]
     assert list(requests.finish) == [s.times[-1] for s in seqs]
     assert (fast.n_steps, fast.n_preempted, fast.free) == (slow.n_steps, slow.n_preempted, fast.blocks)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(rows=REQUESTS, chains=st.lists(st.sampled_from(CHAINS), min_size=25, max_size=25),
+       name=st.sampled_from(sorted(set(POLICIES) - {"static"})), seats=st.integers(1, 9), extra=st.integers(0, 60),
+       each=st.sampled_from([1, 2, 4]), spare=st.integers(0, 40), swap=st.booleans())  # fmt: skip
+def test_fast_prefix_cache_equals_naive_prefix_cache(rows, chains, name, seats, extra, each, spare, swap):
+    equals_naive_with_prefixes(PrefixCache, NaiveLru(), rows, chains, POLICIES[name], seats, extra, each, spare, swap)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_engine import NaiveEngine, Seq
 from naive_store import NaiveRadix
-from roofplan.sim.engine import Replica
 from roofplan.sim.kvstore import PromptBlocks
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.radix import Node, RadixCache
-from roofplan.sim.replica_state import Limits
-from roofplan.sim.requests import Requests
-from test_sim_engine import CHAINS, REQUESTS, toy_times, workload
+from test_sim_engine import CHAINS, REQUESTS, equals_naive_with_prefixes
 
 
 def cache(*prompts: list[int], each: int = 1) -> RadixCache:
@@ -95,22 +91,4 @@ def test_any_history_equals_the_paths_written_out(prompts, moves):
        name=st.sampled_from(sorted(set(POLICIES) - {"static", "layered"})), seats=st.integers(1, 9), extra=st.integers(0, 60),
        each=st.sampled_from([1, 2, 4]), spare=st.integers(0, 40), swap=st.booleans())  # fmt: skip
 def test_fast_radix_engine_equals_naive(rows, chains, name, seats, extra, each, spare, swap):
-    block, id_tokens = 8, 8 * each
-    work, times, policy = workload(rows), toy_times(), POLICIES[name]
-    largest = max(-(-(p + o - 1) // block) for _, p, o, _ in rows)
-    limits = Limits(budget=seats + extra, max_seqs=seats, blocks=largest + spare, block_tokens=block, swap=swap)
-    ids = [h for chain in chains for h in chain]
-    starts = np.cumsum([0] + [len(chain) for chain in chains]).tolist()
-    requests = Requests(work)
-    store = RadixCache(PromptBlocks(ids, starts, work.prompt_tokens.tolist(), id_tokens, block))
-    fast = Replica(requests, times, policy, limits, store)
-    for q in range(len(work)):
-        assert fast.submit(q)
-    fast.run()
-    seqs = [Seq(q, p, o, requests.ready[q], pr) for q, (_, p, o, pr) in enumerate(rows)]
-    slow = NaiveEngine(seqs, times, policy, limits)
-    slow.hashes, slow.each, slow.id_tokens, slow.store = dict(enumerate(chains)), each, id_tokens, NaiveRadix()
-    slow.run()
-    assert list(requests.first) == [s.times[0] for s in seqs]
-    assert list(requests.finish) == [s.times[-1] for s in seqs]
-    assert (fast.n_steps, fast.n_preempted, fast.free) == (slow.n_steps, slow.n_preempted, fast.blocks)
+    equals_naive_with_prefixes(RadixCache, NaiveRadix(), rows, chains, POLICIES[name], seats, extra, each, spare, swap)
