@@ -56,12 +56,8 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
 
     seqs = np.arange(reach.seqs + 1, dtype=np.float64)
     some = np.maximum(seqs, 1)
-    low = decode_attention_s(model, plan, system, some, reach.kv_low_tokens)
-    high = decode_attention_s(model, plan, system, some, reach.kv_high_tokens)
-    slope = (high - low) / (some * (reach.kv_high_tokens - reach.kv_low_tokens))
-    launch = decode_attention_s(model, plan, system, some[:1], 1.0)[0]
-    fixed = np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
-    fixed[0] = launch
+    fixed, slope = decode_secant(model, plan, system, some, reach)
+    fixed[0] = decode_attention_s(model, plan, system, some[:1], 1.0)[0]
     host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * np.ceil(seqs / plan.dp)  # a scheduler for each dp rank
     decode = fixed + head_s(model, spread(plan), system, some) + host
     slope[0] = 0.0
@@ -84,6 +80,13 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         prefill_slope=_ps(prefill_slope),
         swap=round(float(system.roofline.host_copy_s(block_bytes)) * PS),
     )
+
+
+def decode_secant(model: ModelSpec, plan: EnginePlan, system: ServeSystem, seqs: Array, reach: Reach) -> tuple[Array, Array]:
+    """Attention of ``seqs`` decoding sequences as an affine price of the tokens they have cached: (fixed seconds, seconds a token)."""
+    low, high = (decode_attention_s(model, plan, system, seqs, kv) for kv in (reach.kv_low_tokens, reach.kv_high_tokens))
+    slope = (high - low) / (seqs * (reach.kv_high_tokens - reach.kv_low_tokens))
+    return np.maximum(low - slope * seqs * reach.kv_low_tokens, 0.0), slope
 
 
 LATENT_KERNELS = 15

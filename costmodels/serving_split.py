@@ -19,8 +19,8 @@ from .arrays import Array
 from .expert_balance import most_loaded
 from .gemm_curve import weight_bytes
 from .params import count_params
-from .serving import Reach
-from .serving_context import decode_attention_s, prefill_attention_s, spread
+from .serving import Reach, decode_secant
+from .serving_context import prefill_attention_s, spread
 from .serving_ops import ServeSystem
 from .step_times import PS
 
@@ -187,10 +187,8 @@ def split_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: 
     seqs = np.arange(reach.seqs + 1, dtype=np.float64)
     # a micro-batch holds a share of the sequences: m calls on fewer of them read what one call on all would
     some = np.maximum(np.ceil(seqs / m), 1)
-    low = decode_attention_s(model, side, system, some, reach.kv_low_tokens)
-    high = decode_attention_s(model, side, system, some, reach.kv_high_tokens)
-    slope = (high - low) / (some * (reach.kv_high_tokens - reach.kv_low_tokens))
-    decode = m * np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
+    fixed, slope = decode_secant(model, side, system, some, reach)
+    decode = m * fixed
     decode[0] = slope[0] = 0.0
     chunks = _sizes(reach.chunk)
     start = prefill_attention_s(model, side, system, chunks, 0.0)

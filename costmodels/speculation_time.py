@@ -14,8 +14,8 @@ from ..scenarios.serving import EnginePlan
 from ..scenarios.serving_parts import Speculation
 from .acceptance import chain_tokens
 from .arrays import Array, Reals
-from .serving import Reach, step_times
-from .serving_context import decode_attention_s, spread
+from .serving import Reach, decode_secant, step_times
+from .serving_context import spread
 from .serving_memory import ServeMemory, kv_bytes_per_token, weights_bytes
 from .serving_ops import ServeSystem, head_s, layers_s
 from .step_times import PS, StepTimes
@@ -110,9 +110,7 @@ def _check_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Rea
     """Attention and head of checking ``q`` tokens a sequence, affine in the cached tokens: (fixed part, seconds a cached token)."""
     some = np.maximum(np.arange(reach.seqs + 1, dtype=np.float64), 1)
     asking = replace(model, n_heads=model.n_heads * q)
-    low, high = (decode_attention_s(asking, plan, system, some, kv) for kv in (reach.kv_low_tokens, reach.kv_high_tokens))
-    slope = (high - low) / (some * (reach.kv_high_tokens - reach.kv_low_tokens))
-    start = np.maximum(low - slope * some * reach.kv_low_tokens, 0.0)
+    start, slope = decode_secant(asking, plan, system, some, reach)
     return start + head_s(model, spread(plan), system, some * q), slope
 
 
