@@ -39,9 +39,9 @@ def test_launcher_of_the_framework(layout: dict[str, Any], launcher: str) -> Non
 
 
 def test_it_runs_the_launcher_it_is_given(tmp_path: Path) -> None:
-    """With stand-ins for srun and scontrol: the first node becomes MASTER_ADDR, arguments reach the launcher."""
+    """With stand-ins for srun and scontrol: the first of more nodes than a pipe holds becomes MASTER_ADDR, arguments reach the launcher."""
     (tmp_path / "srun").write_text('#!/usr/bin/env bash\nexec "$@"\n')
-    (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\nprintf 'n7\\nn8\\n'\n")
+    (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\nseq -f n%.0f 7 50000\n")
     (tmp_path / "mine.sh").write_text('printf "%s\\n" "$MASTER_ADDR" "$@"\n')
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)

@@ -31,7 +31,7 @@ def emit(job: Job) -> dict[str, str]:
         "#SBATCH --output=%x-%j.log\n"
         "set -euo pipefail\n"
         'cd "$SLURM_SUBMIT_DIR"\n'
-        'MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"\n'
+        'MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"\n'
         "export MASTER_ADDR\n"
         f'LAUNCHER="${{1:-{launcher}}}"\n'
         'srun bash "$LAUNCHER" "${@:2}"\n'
