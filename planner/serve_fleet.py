@@ -47,6 +47,8 @@ def _solve(parts: Sequence[Part], worth: list[float], *, n_gpus: int, rate_per_s
         return Fleet(counts=(0,) * len(parts), value_per_s=0.0, n_gpus=0)
     import pulp
 
+    from .highs import Highs
+
     program = pulp.LpProblem("fleet", pulp.LpMaximize)
     scale = max(abs(worth[i]) for i in usable) or 1.0
     n = {i: program.add_variable(f"n{i}", 0, n_gpus // parts[i].n_gpus, pulp.LpInteger) for i in usable}
@@ -54,7 +56,7 @@ def _solve(parts: Sequence[Part], worth: list[float], *, n_gpus: int, rate_per_s
     program += pulp.lpSum(parts[i].n_gpus * n[i] for i in usable) <= n_gpus
     if rate_per_s:
         program += pulp.lpSum(parts[i].value_per_s / rate_per_s * n[i] for i in usable) >= 1 - 1e-9
-    program.solve(pulp.HiGHS(msg=False, gapRel=0.0, timeLimit=20.0, threads=1))
+    program.solve(Highs(20.0))
     if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Fleet(counts=(0,) * len(parts), value_per_s=0.0, n_gpus=0, gap_frac=math.inf)
     counts = tuple(round(n[i].value()) if i in n else 0 for i in range(len(parts)))

@@ -45,9 +45,10 @@ def solve(p: StageProblem, time_limit_s: float = 60.0) -> StageSolution | None:
     import pulp
 
     from .constraints import build
+    from .highs import Highs
 
     program, v = build(p)
-    program.solve(pulp.HiGHS(msg=False, gapRel=0.0, timeLimit=time_limit_s, threads=1))
+    program.solve(Highs(time_limit_s))
     if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return None
     layers = {role: round(x.value()) for role, x in v.layers.items()}

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from roofplan.costmodels.memory import train_memory
 from roofplan.costmodels.params import count_params
+from roofplan.costmodels.roofline import Roofline
 from roofplan.costmodels.system import make_system
 from roofplan.costmodels.training import train_step
 from roofplan.scenarios import registry
+from roofplan.scenarios.calibration import load_calibration
 from roofplan.scenarios.load import load, names
 from roofplan.scenarios.model import ModelSpec
 from roofplan.scenarios.plan import ParallelPlan
 from roofplan.scenarios.workload import TrainWorkload
+from roofplan.sim.schedule import order
+from roofplan.sim.training import StageTimes, replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,18 @@ def _one_plan() -> Callable[[], object]:
     return lambda: (train_step(model, plan, work, system), train_memory(model, plan, work, system))
 
 
+def _products() -> Callable[[], object]:
+    gpu = registry.accelerator("h100-sxm")
+    roofline = Roofline(gpu, load_calibration(gpu))
+    m, n, k = np.random.default_rng(2).integers(1, 65536, (3, 400_000)).astype(float)
+    return lambda: roofline.gemm_s(m, n, k)
+
+
+def _replay() -> Callable[[], object]:
+    schedule, times = order("1f1b", 512, 1, 1000), StageTimes(fwd_s=1.0, bwd_input_s=1.0, bwd_weight_s=1.0)
+    return lambda: replay(schedule, times)
+
+
 def _all_models() -> Callable[[], object]:
     files = list(names("models").values())
     return lambda: [load(ModelSpec, path) for path in files]
@@ -65,6 +81,8 @@ SPECS = [
     Spec(name="count parameters of one model", make=lambda: lambda: count_params(registry.model("deepseek-v3")), n=1, limit_s=1e-3),
     Spec(name="price one candidate of a batch: time and memory", make=_price, n=4096, limit_s=50e-6),
     Spec(name="price one plan by itself", make=_one_plan, n=1, limit_s=30e-3),
+    Spec(name="price one product of an array", make=_products, n=400_000, limit_s=0.2e-6),
+    Spec(name="replay 512 stages of 1,000 micro-batches", make=_replay, n=1, limit_s=2.0),
 ]
 
 

