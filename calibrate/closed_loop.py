@@ -65,7 +65,8 @@ class Door:
         if ready > self.opens:
             self.held, self.opens = [], ready + self.recipe.wait_steps * step
         self.held.append(request)
-        if sum(r.prompt[q] for q in self.held) + self.replica.n >= self.recipe.wait_fill_frac * self.budget:
+        enough = 0 < self.recipe.wait_prompts <= len(self.held)
+        if enough or sum(r.prompt[q] for q in self.held) + self.replica.n >= self.recipe.wait_fill_frac * self.budget:
             self.opens = ready
             for q in self.held[:-1]:
                 r.ready[q] = min(r.ready[q], ready)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
-from ..scenarios.serving import EnginePlan, ServingEngine
+from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from .serving_formats import Unusable, cache_format, dtype_named, formats
 from .serving_recipes import ALWAYS_DATED, SPECULATED, Recipe, Run, inferencex, undated
 from .tables import read_frame
@@ -176,14 +176,15 @@ def _layout(row: Mapping[str, Any], moe: bool) -> tuple[int, int, int]:
     """(tp, attention dp, ep) of a one-node run. Unusable where the columns contradict each other.
 
     Rows with expert parallelism may carry ``tp·ep`` as tp, or ``dp·ep`` as attention dp, and moe_tp = ep (tp 64, ep 8 on eight GPUs); or
-    the node's width as both tp and attention dp, and their product as ep (tp 4, dp 4, ep 16 on four GPUs).
+    the node's width as both tp and attention dp, and their product as ep (tp 4, dp 4, ep 16 on four GPUs): such vLLM runs were launched
+    with --tensor-parallel-size and --enable-expert-parallel alone.
     """
     tp, dp = _int(row, "tp_size", 1), max(_int(row, "attention_dp_size", 1), 1)
     moe_tp, ep = max(_int(row, "moe_tp_size", 1), 1), max(_int(row, "moe_ep_size", 1), 1)
     if moe and tp * dp > NODE_GPUS and moe_tp == ep and ep * ep == tp * dp and 1 in (tp, dp):
         return (ep, 1, ep) if dp == 1 else (1, ep, ep)
     if moe and dp > 1 and tp == dp and (moe_tp, ep) == (1, tp * dp):
-        return 1, dp, dp
+        return tp, 1, tp
     if tp * dp > NODE_GPUS or (moe and moe_tp * ep != tp * dp):
         raise Unusable(f"tp={tp}, attention dp={dp}, moe tp={moe_tp}, ep={ep} are not a layout of one node")
     return tp, dp, ep
@@ -209,9 +210,10 @@ def _launched(
         if family == "trtllm" and registry.model(model).n_mtp_layers and date in SPECULATED:
             raise Unusable(f"speculative decoding with an unpublished acceptance rate ({SPECULATED[date]})")
         four = "nvfp4" in (dtype, experts)
-        run = Run(engine=family, model=model, gpu=gpu, four_bit=four, tp=tp, isl=isl, osl=osl, concurrency=clients, date=date)
+        run = Run(engine=family, model=model, gpu=gpu, four_bit=four, tp=tp, isl=isl, osl=osl, concurrency=clients, date=date, dp=dp)
         recipe = inferencex(run)
         engine = engine_profile(framework, version, asynchronous=recipe.asynchronous)
+    profile = serving_engine(engine)
     plan = EnginePlan(
         tp=tp,
         dp=dp,
@@ -220,8 +222,8 @@ def _launched(
         expert_dtype=experts,
         kv_dtype=recipe.kv_dtype or cache_format(dtype, engine),
         engine=engine,
-        token_budget=recipe.token_budget,
-        max_num_seqs=recipe.max_num_seqs,
+        token_budget=profile.of_all_ranks(recipe.token_budget, dp),
+        max_num_seqs=profile.of_all_ranks(recipe.max_num_seqs, dp),
     )
     return plan, recipe
 

@@ -20,7 +20,9 @@ class Recipe:
 
     A server that polls looks for new requests every ``poll_steps`` decode steps (SGLang's scheduler-recv-interval). One that waits holds
     new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
-    batch_wait_timeout_iters and batch_wait_max_tokens_ratio). ``expert_parallel``: experts are split whole over the GPUs unasked.
+    batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
+    enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
+    unasked.
     """
 
     token_budget: int = 0
@@ -31,6 +33,7 @@ class Recipe:
     poll_steps: int = 0
     wait_steps: int = 0
     wait_fill_frac: float = 1.0
+    wait_prompts: int = 0
     asynchronous: bool = False
     expert_parallel: bool = False
     lengths_low_frac: float = 1.0
@@ -49,6 +52,7 @@ class Run:
     osl: int
     concurrency: int
     date: str
+    dp: int = 1
 
     @property
     def blackwell(self) -> bool:
@@ -95,7 +99,8 @@ def _gpt_oss_vllm(run: Run) -> dict[str, object]:
 
 
 def _gpt_oss_trtllm(run: Run) -> dict[str, object]:
-    return {"token_budget": 20000, "kv_dtype": "fp8" if run.blackwell else "bf16", "memory_utilization_frac": 0.85}
+    kv = "fp8" if run.blackwell else "bf16"
+    return {"token_budget": 20000, "kv_dtype": kv, "memory_utilization_frac": 0.85} | _balanced(run, TRTLLM_TIMEOUT_STEPS)
 
 
 def _deepseek_sglang(run: Run) -> dict[str, object]:
@@ -114,8 +119,17 @@ def _deepseek_trtllm(run: Run) -> dict[str, object]:
     least = 8192 if run.date >= "2025-12" else 0
     budget = max((run.concurrency + run.isl + 127) // 64 * 64, least)
     waits = run.blackwell and not run.four_bit and run.date >= "2026" and run.isl == run.osl == 1024 and run.concurrency >= 64
-    held = {"wait_steps": 40, "wait_fill_frac": 0.8} if waits else {}
+    held = {"wait_steps": 40, "wait_fill_frac": 0.8} if waits else _balanced(run, 60)
     return {"token_budget": budget, "kv_dtype": "fp8", "memory_utilization_frac": 0.8 if run.blackwell else 0.75} | held
+
+
+TRTLLM_TIMEOUT_STEPS = 50
+"""TensorRT-LLM's own timeout_iters of attention_dp_config."""
+
+
+def _balanced(run: Run, steps: int) -> dict[str, object]:
+    """Every script with attention data parallelism turns enable_balance on."""
+    return {"wait_steps": steps, "wait_prompts": run.dp} if run.dp > 1 else {}
 
 
 TUNED_BLACKWELL = {"kv_dtype": "fp8", "largest_graph": 2048}

@@ -12,7 +12,7 @@ from ..scenarios.serving import EnginePlan
 from .arrays import Array
 from .serving_context import decode_attention_s, prefill_attention_s, spread
 from .serving_memory import kv_bytes_per_token
-from .serving_ops import ServeSystem, head_s, layers_s
+from .serving_ops import ServeSystem, head_s, layers_s, own_layers_s
 from .step_times import PS, StepTimes
 
 EXACT_TOKENS = 1024
@@ -71,6 +71,10 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     prefill = np.interp(every, chunks, start)
     prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past_tokens)
     prefill[0] = prefill_slope[0] = 0.0
+    own = []
+    if plan.dp > 1:
+        each = own_layers_s(model, spread(plan), system, np.ceil(sizes / plan.pp)) * engine.kernel_frac
+        own = [0, *_ps(np.interp(np.arange(1, reach.tokens + 1), sizes, each))]
     block_bytes = kv_bytes_per_token(model, plan) * (plan.block_tokens or system.engine.block_tokens)
     return StepTimes(
         linear=_ps(all_linear),
@@ -78,6 +82,8 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         decode_slope=_ps(slope),
         prefill=_ps(prefill),
         prefill_slope=_ps(prefill_slope),
+        ranks=plan.dp,
+        own=own,
         swap=round(float(system.roofline.host_copy_s(block_bytes)) * PS),
     )
 

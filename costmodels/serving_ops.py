@@ -76,10 +76,20 @@ def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Ar
     per_layer = attention_linear_s(model, plan, system, t) + norms_s(model, plan, system, t)
     total = model.n_layers * per_layer
     for share, moe in _ffn_kinds(model):
-        ffn = moe_s(model, plan, system, t, t * plan.dp) if moe else dense_ffn_s(model, plan, system, t)
+        own = own_experts_s(model, plan, system, t) if moe else dense_ffn_s(model, plan, system, t)
+        ffn = own + moe_s(model, plan, system, t * plan.dp) if moe else own
         total = total + share * model.n_layers * (ffn + messages_s(model, plan, system, t, moe))
     if plan.pp > 1:
         total = total + plan.pp * system.network.p2p_s(2 * t * model.hidden, plan.tp * plan.dp)
+    return total
+
+
+def own_layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
+    """The part of ``layers_s`` that an attention-data-parallel rank does on its own ``t`` tokens: all but routed experts and their ways."""
+    total = model.n_layers * (attention_linear_s(model, plan, system, t) + norms_s(model, plan, system, t))
+    for share, moe in _ffn_kinds(model):
+        ffn = own_experts_s(model, plan, system, t) if moe else dense_ffn_s(model, plan, system, t)
+        total = total + share * model.n_layers * (ffn + (1 if moe else 2) * tp_all_reduce_s(system, 2.0 * model.hidden * t, plan.tp))
     return total
 
 
@@ -123,14 +133,18 @@ def _ffn_s(model: ModelSpec, system: ServeSystem, t: Array, width: float, dtype:
     return gemm_s(system, t, n_in * width, model.hidden, dtype) + act + gemm_s(system, t, model.hidden, width, dtype)
 
 
-def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_all: Array) -> Array:
-    """Router, the routed experts of the most loaded rank, and the shared experts; ``t`` tokens enter one dp rank, ``t_all`` all of them.
+def own_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
+    """Router and shared experts of an MoE layer over the ``t`` tokens of one dp rank."""
+    router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + system.roofline.stream_s(4 * t * model.n_experts)
+    return router + _ffn_s(model, system, t, model.shared_hidden / plan.tp, plan.weight_dtype) if model.shared_hidden else router
+
+
+def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array) -> Array:
+    """The routed experts of the most loaded rank, over the ``t_all`` tokens of all dp ranks.
 
     A card with measured fused MoE layers in this format prices the routed part with them: over all tokens where ranks gather them, over
     the rank's own rows where they come by all-to-all (more than GATHER_RANKS).
     """
-    router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + system.roofline.stream_s(4 * t * model.n_experts)
-    shared = _ffn_s(model, system, t, model.shared_hidden / plan.tp, plan.weight_dtype) if model.shared_hidden else 0.0
     ep = plan.ep if plan.ep > 1 else 1
     formats = _measured_experts(plan, system)
     if formats:
@@ -157,9 +171,9 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, t_a
 
         if apart:  # the fullest rank gets its own rows, each to one of its experts, and sees no others
             rows = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)[0]
-            return router + shared + even_s(rows, 1, -(-(model.n_experts + plan.redundant_experts) // ep), 1)
-        return router + shared + uneven_s(model, plan, t_all, even_s)
-    return router + shared + _unmeasured_experts_s(model, plan, system, t_all, ep)
+            return even_s(rows, 1, -(-(model.n_experts + plan.redundant_experts) // ep), 1)
+        return uneven_s(model, plan, t_all, even_s)
+    return _unmeasured_experts_s(model, plan, system, t_all, ep)
 
 
 ROUTING = "power_law_1.01"

@@ -67,7 +67,8 @@ def ffn_layer_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens:
     side, p = ffn_side(plan), count_params(model)
     t = np.ceil(tokens / side.dp)
     if not sustained:
-        return ops.moe_s(model, side, system, t, t * side.dp) if moe else ops.dense_ffn_s(model, side, system, t)
+        own = ops.own_experts_s(model, side, system, t) if moe else ops.dense_ffn_s(model, side, system, t)
+        return own + ops.moe_s(model, side, system, t * side.dp) if moe else own
     stream, n_in = system.roofline.stream_s, 2.0 if model.gated_mlp else 1.0
     home = (p.shared_per_layer if moe else p.dense_ffn_per_layer) / side.tp
     total = np.zeros_like(t)

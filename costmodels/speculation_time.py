@@ -43,7 +43,7 @@ class VerifyTimes:
     def step_ps(self, n_decodes: int, draft_tokens: int, kv_sum: int, chunks: list[tuple[int, int]]) -> int:
         """One step: ``n_decodes`` sequences with ``draft_tokens`` guesses each, and prompt chunks as (tokens, past)."""
         t, tokens = self.times, n_decodes * (1 + draft_tokens * self.width) + sum(c for c, _ in chunks)
-        attention = sum(t.prefill[c] + t.prefill_slope[c] * past for c, past in chunks)
+        attention = -(-sum(t.prefill[c] + t.prefill_slope[c] * past for c, past in chunks) // t.ranks)
         layers = t.linear[tokens] if chunks else self.layers[draft_tokens][n_decodes]
         return layers + self.fixed[draft_tokens][n_decodes] + self.per_kv[draft_tokens][n_decodes] * kv_sum + attention
 

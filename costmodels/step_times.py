@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PS = 1_000_000_000_000
 """Picoseconds in a second: the tick of the serving simulator."""
@@ -15,6 +15,9 @@ class StepTimes:
     ``linear`` is indexed by the tokens of the step (projections, FFN, messages, host time), ``decode`` by the decoding sequences (head,
     attention's fixed part), ``kv_sum`` counts the cached tokens all decodes read, their own included; ``prefill`` is attention of a
     chunk of ``c`` tokens after ``past``. ``swap`` is one KV block over the host link. Entry 0 of ``linear`` and ``prefill`` is 0.
+
+    Under attention data parallelism ``linear`` is the step whose tokens lie evenly on ``ranks``; ``own`` is the part of it that each rank
+    does on its own tokens, by their number. A prompt is one rank's: see ``uneven_ps``.
     """
 
     linear: list[int]
@@ -23,9 +26,34 @@ class StepTimes:
     prefill: list[int]
     prefill_slope: list[int]
     swap: int = 0
+    ranks: int = 1
+    own: list[int] = field(default_factory=list)
 
     def step_ps(self, n_decodes: int, kv_sum: int, chunks: list[tuple[int, int]]) -> int:
-        """One step: ``n_decodes`` sequences that read ``kv_sum`` cached tokens, and prompt chunks as (tokens, past)."""
+        """One step: ``n_decodes`` sequences that read ``kv_sum`` cached tokens, and prompt chunks (tokens, past), even over the ranks."""
         tokens = n_decodes + sum(c for c, _ in chunks)
-        attention = sum(self.prefill[c] + self.prefill_slope[c] * past for c, past in chunks)
+        attention = -(-sum(self.prefill[c] + self.prefill_slope[c] * past for c, past in chunks) // self.ranks)
         return self.linear[tokens] + self.decode[n_decodes] + self.decode_slope[n_decodes] * kv_sum + attention
+
+    def uneven_ps(self, decode_tokens: int, pieces: list[tuple[int, int]], waiting: int, rank_tokens: int) -> int:
+        """What a step of prompts takes over ``linear`` and the sum of its ``pieces`` (tokens, attention ps): more or less, in ps.
+
+        A prompt is computed on one rank, so the prompt tokens lie on as many ranks as have one, ``r = min(ranks, pieces + waiting)``. A
+        step lasts as long as its busiest rank, which has ``max(tokens/r, longest piece)`` of them and its share of the decodes, and
+        attention of ``max(sum/r, longest piece's)``. A piece longer than a rank's budget ``rank_tokens`` stands for the ranks of those that
+        wait.
+        """
+        tokens = sum(c for c, _ in pieces)
+        asked = sum(ps for _, ps in pieces)
+        r = min(self.ranks, len(pieces) + waiting)
+        share = -(-decode_tokens // self.ranks)
+        busiest = share + max(-(-tokens // r), min(max(c for c, _ in pieces), rank_tokens))
+        longest = max((ps for c, ps in pieces if c <= rank_tokens), default=0)
+        more = self.own[busiest] - self.own[-(-(tokens + decode_tokens) // self.ranks)]
+        return max(more, 0) + max(-(-asked // r), longest) - asked
+
+    def alone_ps(self, tokens: int) -> int:
+        """``linear`` of a step that holds one prompt's ``tokens`` and nothing else: one rank has them all."""
+        if self.ranks == 1:
+            return self.linear[tokens]
+        return self.linear[tokens] + max(self.own[tokens] - self.own[-(-tokens // self.ranks)], 0)

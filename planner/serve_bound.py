@@ -123,7 +123,7 @@ class _Costs:
         chunks = np.arange(1, min(limits.budget, longest, len(t.prefill) - 1) + 1, dtype=np.float64)
         fresh = 2 * np.array(t.prefill[1 : len(chunks) + 1]) / chunks**2
         again = np.array(t.prefill_slope[1 : len(chunks) + 1]) / chunks
-        self.attention = float(min(fresh.min(), again.min())) / PS
+        self.attention = float(min(fresh.min(), again.min())) / PS / t.ranks  # other prompts may lie on the other ranks
         self.floor = np.minimum.accumulate(self.linear[::-1])[::-1]
 
     def alone_s(self, uncached: Floats64, prompt: Floats64) -> Floats64:

@@ -112,7 +112,7 @@ def kinds_of(ask: ServeAsk, system: ServeSystem, rejected: Rejected) -> Kinds:
             rejected.add("layout", f"{space.describe(degrees)}: {rule}")
             continue
         for plan in space.options(ask, degrees):
-            sizes = space.budgets(ask)
+            sizes = space.budgets(ask, plan.dp)
             n += len(sizes)
             try:
                 priced, plan = _priced(ask, system, load, plan, sizes[-1])
@@ -125,7 +125,7 @@ def kinds_of(ask: ServeAsk, system: ServeSystem, rejected: Rejected) -> Kinds:
                     rejected.add(kind.partition(":")[0], f"{space.describe(plan)}: {kind.partition(': ')[2]}")
                     continue
                 mixed.append(kind)
-                if budget == space.prefill_budget(ask):
+                if budget == space.prefill_budget(ask, plan.dp):
                     decode += [_decoder(ask, load, kind)] if not plan.kv_tiers else []
                     prefill += [kind] if not plan.speculation else []
     return Kinds(mixed=tuple(mixed), prefill=tuple(prefill), decode=tuple(decode), n_candidates=n)
@@ -136,10 +136,10 @@ def _priced(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, bu
 
     Seats are more than the engine's default where the KV pool holds more.
     """
-    plan = dataclasses.replace(plan, token_budget=budget, max_num_seqs=space.SEATS)
+    plan = dataclasses.replace(plan, token_budget=budget, max_num_seqs=space.SEATS * plan.dp)
     priced = replica_model(ask.model, plan, system, load.work)
-    if priced.limits.blocks * priced.limits.block_tokens >= 1.5 * space.SEATS * float((load.prompt + load.steps).mean()):
-        plan = dataclasses.replace(plan, max_num_seqs=space.MANY_SEATS)
+    if priced.limits.blocks * priced.limits.block_tokens >= 1.5 * plan.max_num_seqs * float((load.prompt + load.steps).mean()):
+        plan = dataclasses.replace(plan, max_num_seqs=space.MANY_SEATS * plan.dp)
         priced = replica_model(ask.model, plan, system, load.work)
     guess = plan.speculation
     if guess and priced.verify and guess.controller == "fixed" and not guess.gamma_by_batch:

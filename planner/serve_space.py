@@ -15,7 +15,7 @@ LONG_BUDGETS = (2048, 8192, 32_768)
 PREFILL_BUDGET, LONG_PREFILL_BUDGET = 8192, 32_768
 SEATS = 256
 MANY_SEATS = 1024
-"""Sequences of a step: vLLM's default, and what is also tried where the KV pool holds more."""
+"""Sequences of a step of one attention rank: vLLM's default, and what is also tried where the KV pool holds more."""
 MAX_REPLICA_GPUS = 64
 HOST_KV_FRAC = 0.5
 """Part of the host's memory that may hold KV blocks; the rest is the engine's, the file cache's and the system's."""
@@ -116,14 +116,14 @@ def host_tier(ask: ServeAsk, plan: EnginePlan) -> KvTier | None:
     return KvTier(name="host", capacity_bytes=per_gpu * plan.n_gpus, bytes_per_s=wire.bytes_per_s * plan.n_gpus, latency_s=wire.latency_s)
 
 
-def budgets(ask: ServeAsk) -> tuple[int, ...]:
-    """Token budgets of a replica that does both prefill and decode."""
-    return LONG_BUDGETS if ask.long_prompts else BUDGETS
+def budgets(ask: ServeAsk, dp: int) -> tuple[int, ...]:
+    """Token budgets of a replica that does both prefill and decode, over all its attention ranks: each schedules for itself."""
+    return tuple(dp * budget for budget in (LONG_BUDGETS if ask.long_prompts else BUDGETS))
 
 
-def prefill_budget(ask: ServeAsk) -> int:
-    """Token budget of a replica that only prefills."""
-    return LONG_PREFILL_BUDGET if ask.long_prompts else PREFILL_BUDGET
+def prefill_budget(ask: ServeAsk, dp: int) -> int:
+    """Token budget of a replica that only prefills, over all its attention ranks."""
+    return dp * (LONG_PREFILL_BUDGET if ask.long_prompts else PREFILL_BUDGET)
 
 
 def describe(plan: EnginePlan) -> str:
@@ -131,8 +131,9 @@ def describe(plan: EnginePlan) -> str:
     degrees = [f"{name}={value}" for name in ("tp", "pp", "dp", "cp", "ep") if (value := getattr(plan, name)) > 1 or name == "tp"]
     words = [*degrees, plan.weight_dtype if plan.kv_dtype == "bf16" else f"{plan.weight_dtype}/{plan.kv_dtype} KV"]
     words += [f"{plan.expert_dtype} experts"] if plan.expert_dtype not in ("", plan.weight_dtype) else []
-    words += [f"budget {plan.token_budget}"] if plan.token_budget else []
-    words += [f"{plan.max_num_seqs} seats"] if plan.max_num_seqs not in (0, SEATS) else []
+    words += [f"budget {plan.token_budget // plan.dp}"] if plan.token_budget else []
+    words += [f"{plan.max_num_seqs // plan.dp} seats"] if plan.max_num_seqs not in (0, SEATS * plan.dp) else []
+    words += ["a rank"] if plan.dp > 1 and (plan.token_budget or plan.max_num_seqs) else []
     words += [f"{plan.redundant_experts} expert copies"] if plan.redundant_experts else []
     words += [f"{tier.name} KV tier" for tier in plan.kv_tiers]
     return " ".join(words + ([f"{plan.speculation.method} speculation to γ={_most(plan.speculation)}"] if plan.speculation else []))

@@ -73,7 +73,8 @@ class ServingEngine:
     kernel time over that of the measured kernels. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``, start
     with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on
     published serving points that no constant was fitted on. ``fused_quantisation``: norms and activations write 8 and 4 bits
-    themselves. ``sources`` says where each comes from.
+    themselves. ``limits_of_all_ranks``: its flags for tokens and sequences are shared out over the attention data parallel ranks (else each
+    rank has them). ``sources`` says where each comes from.
     """
 
     name: str
@@ -98,17 +99,23 @@ class ServingEngine:
     memory_frac_of_free: bool = False
     graphs_decode_only: bool = False
     fused_quantisation: bool = False
+    limits_of_all_ranks: bool = False
     throughput_error_frac: float = 0.12
     ttft_error_frac: float = 0.19
     tpot_error_frac: float = 0.13
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
-    def limits_on(self, card: str, hbm_bytes: float) -> tuple[int, int]:
-        """(token budget, sequences) that the engine starts with on a card."""
+    def limits_on(self, card: str, hbm_bytes: float, dp: int = 1) -> tuple[int, int]:
+        """(token budget, sequences) of a step of all ``dp`` ranks that the engine starts with on a card."""
+        budget, seats = self.token_budget, self.max_num_seqs
         if self.large_hbm_bytes and hbm_bytes >= self.large_hbm_bytes and not card.startswith(self.small_cards):
-            return self.large_token_budget or self.token_budget, self.large_max_num_seqs or self.max_num_seqs
-        return self.token_budget, self.max_num_seqs
+            budget, seats = self.large_token_budget or budget, self.large_max_num_seqs or seats
+        return self.of_all_ranks(budget, dp), self.of_all_ranks(seats, dp)
+
+    def of_all_ranks(self, limit: int, dp: int) -> int:
+        """A limit as the engine's flag has it -> that of all ``dp`` attention ranks together, as ``EnginePlan`` has it."""
+        return limit if self.limits_of_all_ranks else limit * dp
 
 
 def serving_engine(name: str) -> ServingEngine:
@@ -122,7 +129,8 @@ class EnginePlan:
 
     ``dp`` is data parallelism of attention inside one replica, ``ep`` how many of its GPUs share the routed experts (1: experts are
     split by tp instead). ``expert_dtype`` is the routed experts' format where it differs from the other weights'. ``token_budget`` is
-    the most tokens one step may carry (vLLM's max_num_batched_tokens, Sarathi's chunk).
+    the most tokens one step may carry (vLLM's max_num_batched_tokens, Sarathi's chunk), ``max_num_seqs`` the most sequences, both over all
+    ``dp`` ranks together.
     ``cp`` ranks share every prompt's tokens and hold the KV cache in equal parts. ``expert_skew`` is the Zipf exponent of how often
     experts are chosen, ``redundant_experts`` the extra copies that even their load out (EPLB). ``kv_tiers`` catch prompt blocks that leave
     HBM, fastest first; ``attention_ffn`` puts the FFN on GPUs besides these, which then hold attention alone.

@@ -43,6 +43,7 @@ class Replica(ReplicaState):
         loading, landed, loads = self.loading, self.landed, store is not None and store.tiers is not None
         next_land = loading[0][0] if loading else NEVER
         joins: list[int] = []
+        ranks, longest_piece, pieces = times.ranks, self.longest_piece, []
 
         while now < until:
             while next_ready <= now:
@@ -72,13 +73,19 @@ class Replica(ReplicaState):
             # 2. prompts: the one begun before, then the waiting, in what the budget leaves
             tokens = decoding = n if mixed else 0
             left = budget - tokens
+            if ranks > 1:
+                self.part = part
+                left = self._ranks_left(left, tokens)
             if part >= 0 and left > 0:
                 c = rem if rem < left else left
-                attention += chunk_ps[c] + chunk_slope[c] * past
+                asked = chunk_ps[c] + chunk_slope[c] * past
+                attention += asked
                 tokens += c
                 left -= c
                 past += c
                 rem -= c
+                if ranks > 1:
+                    pieces.append((c, asked))
                 if not rem:
                     joins.append(part)
                     part = -1
@@ -123,10 +130,13 @@ class Replica(ReplicaState):
                         cached[q] = 0
                     room -= hold
                     free -= hold
-                    attention += chunk_ps[c] + chunk_slope[c] * past
+                    asked = chunk_ps[c] + chunk_slope[c] * past
+                    attention += asked
                     tokens += c
                     left -= c
                     seats -= 1
+                    if ranks > 1:
+                        pieces.append((c, asked))
                     if part >= 0:
                         past += c
                         break
@@ -167,6 +177,9 @@ class Replica(ReplicaState):
                 n_steps += m
                 opened = refill
             else:
+                if pieces:
+                    attention += times.uneven_ps(decoding, pieces, len(waiting) + len(landed), longest_piece)
+                    pieces = []
                 if mixed:
                     dt = linear[tokens] + decode[n] + slope[n] * (kv + n) + attention
                     k += 1

@@ -48,7 +48,7 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
     """
     engine = system.engine
     policy = policy_named(plan.policy or engine.policy)
-    own_budget, own_seats = engine.limits_on(system.accelerator.name, system.accelerator.hbm_bytes)
+    own_budget, own_seats = engine.limits_on(system.accelerator.name, system.accelerator.hbm_bytes, plan.dp)
     seats, budget = plan.max_num_seqs or own_seats, plan.token_budget or own_budget
     block = plan.block_tokens or engine.block_tokens
     memory = memory_with_draft(serve_memory(model, plan, engine, system.accelerator, budget, seats, block), plan, block)

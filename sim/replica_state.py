@@ -40,6 +40,10 @@ class Limits:
             )
 
 
+ANY_LENGTH = 1 << 62
+"""Tokens of a piece that no budget cuts."""
+
+
 class ReplicaState:
     """Counters, queues and limits of one engine, in ps, tokens and KV blocks; ``Replica`` plays them."""
 
@@ -49,6 +53,9 @@ class ReplicaState:
         self.store = store
         self.r, self.times, self.policy, self.swap = requests, times, policy, limits.swap
         self.budget, self.max_seqs, self.blocks, self.block = limits.budget, limits.max_seqs, limits.blocks, limits.block_tokens
+        self.ranks = times.ranks
+        self.rank_budget = max(self.budget // times.ranks, 1)
+        self.longest_piece = self.rank_budget if policy.chunked else ANY_LENGTH
         self.pending = array("q")
         self.next_pending = 0
         self.waiting: Waiting = PriorityQueue(requests.priority) if policy.by_priority else deque()
@@ -105,13 +112,18 @@ class ReplicaState:
             heappush(self.loading, (lands, q))
         return lands
 
+    def _ranks_left(self, left: int, decode_tokens: int) -> int:
+        """Prompt tokens of a step that leaves ``left`` in all: what the ranks that have a prompt may carry beside their decodes."""
+        prompts = min(self.ranks, (self.part >= 0) + len(self.waiting) + len(self.landed))
+        return min(left, prompts * (self.rank_budget + -decode_tokens // self.ranks))
+
     def _compute_ps(self, tokens: int, past: int) -> int:
         """Time to compute ``tokens`` of a prompt after ``past`` with nothing beside it, in chunks of the token budget."""
-        t, c = self.times, self.budget if self.policy.chunked else tokens
+        t, c = self.times, min(self.longest_piece, tokens)
         full, rest = divmod(tokens, c)
-        whole = t.linear[c] + t.prefill[c] + t.prefill_slope[c] * past
+        whole = t.alone_ps(c) + t.prefill[c] + t.prefill_slope[c] * past
         ps = full * whole + t.prefill_slope[c] * c * (full * (full - 1) // 2)
-        return ps + (t.linear[rest] + t.prefill[rest] + t.prefill_slope[rest] * (past + full * c) if rest else 0)
+        return ps + (t.alone_ps(rest) + t.prefill[rest] + t.prefill_slope[rest] * (past + full * c) if rest else 0)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block)

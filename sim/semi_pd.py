@@ -43,7 +43,7 @@ def split_kinds(
             raise BadInput(f"prefill_sm_frac={prefill_sm_frac:g} splits plain engines only; drop {name} from the plan")
     prefill = replica_model(model, plan, sm_share(system, prefill_sm_frac), work)
     assert isinstance(prefill.times, StepTimes)
-    step_s = (prefill.times.linear[prefill.limits.budget] + prefill.times.prefill[prefill.limits.budget]) / PS
+    step_s = (prefill.times.step_ps(0, 0, [(prefill.limits.budget, 0)]) - prefill.times.decode[0]) / PS
     traffic = prefill.memory.weights_bytes / (step_s * system.accelerator.hbm_bytes_per_s)
     decode = replica_model(model, plan, sm_share(system, 1 - prefill_sm_frac, left_bandwidth_frac=max(1 - traffic, 0.01)), work)
     kept = max(1, round(WATERMARK_FRAC * prefill.limits.blocks))

@@ -110,7 +110,9 @@ class SteppingReplica(Replica):
         if policy.layer_tokens:
             chunks, joins, fetched = self._layer_group(need, starved)
         else:
-            chunks, joins, fetched = self._prompts(need, self.budget - (queries if policy.mixed else 0), starved)
+            beside = queries if policy.mixed else 0
+            left = self.budget - beside
+            chunks, joins, fetched = self._prompts(need, self._ranks_left(left, beside) if self.ranks > 1 else left, starved)
         if not chunks and not n:
             self.now += extra
             self.busy_ps += extra
@@ -245,9 +247,12 @@ class SteppingReplica(Replica):
         if self.price is not None:
             return self.price.step_ps(rows, kv, chunks)
         t, tokens, attention = self.times, queries, 0
-        for c, past in chunks:
+        pieces = [(c, t.prefill[c] + t.prefill_slope[c] * past) for c, past in chunks]
+        for c, asked in pieces:
             tokens += c
-            attention += t.prefill[c] + t.prefill_slope[c] * past
+            attention += asked
+        if pieces and self.ranks > 1:
+            attention += t.uneven_ps(queries, pieces, len(self.waiting) + len(self.landed), self.longest_piece)
         decoding = self.layers[gamma][rows]
         work = t.linear[tokens] + attention if chunks else decoding
         if self.policy.layer_tokens and chunks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import naive_ranks
 import naive_store
 from naive_store import NaiveLru, NaiveRadix, NaiveTier
 from roofplan.costmodels.step_times import StepTimes
@@ -73,12 +74,10 @@ class NaiveEngine:
 
     def compute_ps(self, tokens: int, past: int) -> int:
         """Time to compute so many prompt tokens alone, a chunk of the budget at a time."""
-        if not self.policy.chunked:
-            return self.times.step_ps(0, 0, [(tokens, past)])
-        total = 0
+        t, total = self.times, 0
         while tokens:
-            c = min(tokens, self.budget)
-            total += self.times.step_ps(0, 0, [(c, past)])
+            c = min(tokens, max(self.budget // t.ranks, 1)) if self.policy.chunked else tokens
+            total += t.linear[c] + naive_ranks.prompts_ps(t, self.budget, self.policy.chunked, 0, [(c, past)], 0)
             tokens, past = tokens - c, past + c
         return total
 
@@ -150,7 +149,8 @@ class NaiveEngine:
         reserved = sum(growth[s.id] for s in decoding)
 
         chunks: list[tuple[Seq, int]] = []
-        left = self.budget - (len(decoding) if p.mixed else 0)
+        prompts = len(self.waiting) + len(self.landed) + sum(not s.decoding and not s.padding for s in self.running)
+        left = naive_ranks.prompt_room(self.times, self.budget, len(decoding) if p.mixed else 0, prompts)
         for s in self.running:
             if not s.decoding and not s.padding and left > 0:
                 c = min(left, s.known - s.computed)
@@ -208,7 +208,9 @@ class NaiveEngine:
         tokens = rows + sum(c for _, c in chunks)
         t = self.times
         dt = t.linear[tokens] + t.decode[rows] + t.decode_slope[len(decode_now)] * kv_sum + extra
-        dt += sum(t.prefill[c] + t.prefill_slope[c] * s.computed for s, c in chunks)
+        if chunks:
+            cut, waiting = [(c, s.computed) for s, c in chunks], len(self.waiting) + len(self.landed)
+            dt += naive_ranks.prompts_ps(t, self.budget, p.chunked, len(decode_now), cut, waiting)
         self.now += dt
         self.n_steps += 1
         if not chunks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import naive_ranks
 from naive_engine import Seq
 from roofplan.costmodels.speculation_time import VerifyTimes
 from roofplan.sim.policies import Policy
@@ -118,7 +119,8 @@ class NaiveStepping:
         rows = len(decoding) + pads
 
         chunks: list[tuple[Seq, int]] = []
-        left = p.layer_tokens or self.limits.budget - (rows * q if p.mixed else 0)
+        prompts = len(self.waiting) + sum(not s.decoding and not s.padding for s in self.running)
+        left = p.layer_tokens or naive_ranks.prompt_room(self.verify.times, self.limits.budget, rows * q if p.mixed else 0, prompts)
         if not self.wave:
             for s in self.running:
                 if not s.decoding and not s.padding and left > 0:
@@ -174,10 +176,11 @@ class NaiveStepping:
         t, q = self.verify.times, 1 + gamma * self.verify.width
         rows = len(decodes) + (pads if not chunks else 0)
         kv = sum(s.computed + q for s in decodes)
-        attention = sum(t.prefill[c] + t.prefill_slope[c] * s.computed for s, c in chunks)
         layers = alone = self.verify.layers[gamma][rows]
         if chunks:
-            layers = t.linear[rows * q + sum(c for _, c in chunks)] + attention
+            cut = [(c, s.computed) for s, c in chunks]
+            attention = naive_ranks.prompts_ps(t, self.limits.budget, self.policy.chunked, rows * q, cut, len(self.waiting))
+            layers = t.linear[rows * q + sum(c for c, _ in cut)] + attention
         if self.policy.layer_tokens and chunks:
             layers = (layers + (self.groups - 1) * alone) // self.groups
         return layers + self.verify.fixed[gamma][rows] + self.verify.per_kv[gamma][len(decodes)] * kv

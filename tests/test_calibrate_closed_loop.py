@@ -72,3 +72,7 @@ def test_batch_wait_holds_a_prompt_until_time_or_tokens():
     assert waits.max() < (free.first_s - free.sent_s).max() + 26 * step
     soon = closed_loop(kind, PLAN, BARE, work, 8, Recipe(wait_steps=20, wait_fill_frac=0.0))
     assert soon.finish_s == pytest.approx(free.finish_s)
+    balanced = closed_loop(kind, PLAN, BARE, work, 8, Recipe(wait_steps=1000, wait_prompts=2))
+    starts = np.unique(balanced.first_s[8:])
+    assert len(starts) < len(np.unique(free.first_s[8:]))  # prompts begin in pairs
+    assert np.isfinite(balanced.finish_s).all()

@@ -33,7 +33,7 @@ def test_days_of_unsaid_speculation_are_skipped_with_the_pull_request(tmp_path):
     [
         ({"tp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (8, 1, 8)),
         ({"tp_size": 1, "attention_dp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (1, 8, 8)),
-        ({"tp_size": 4, "attention_dp_size": 4, "moe_tp_size": 1, "moe_ep_size": 16}, (1, 4, 4)),
+        ({"tp_size": 4, "attention_dp_size": 4, "moe_tp_size": 1, "moe_ep_size": 16}, (4, 1, 4)),
         ({"tp_size": 8, "moe_tp_size": 1, "moe_ep_size": 8}, (8, 1, 8)),
         ({"tp_size": 1, "attention_dp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2}, (1, 4, 2)),
     ],

@@ -21,6 +21,8 @@ def run_of(**changes) -> Run:
         ({"engine": "trtllm", "four_bit": False}, {"token_budget": 8192, "wait_steps": 40, "wait_fill_frac": 0.8}),
         ({"engine": "trtllm", "model": "llama3.1-70b", "tp": 4}, {"wait_steps": 20, "token_budget": 16384}),
         ({"engine": "trtllm", "model": "llama3.1-70b"}, {"wait_steps": 0}),
+        ({"engine": "trtllm", "dp": 8}, {"wait_steps": 60, "wait_prompts": 8, "token_budget": 8192}),
+        ({"engine": "trtllm", "model": "gpt-oss-120b", "dp": 4}, {"wait_steps": 50, "wait_prompts": 4}),
         ({"engine": "vllm", "model": "gpt-oss-120b"}, {"largest_graph": 2048, "kv_dtype": "fp8", "asynchronous": True}),
         ({"engine": "vllm", "model": "minimax-m2", "gpu": "h200"}, {"expert_parallel": True}),
         ({"engine": "vllm", "model": "minimax-m2", "date": "2026-04-08", "isl": 8192}, {"token_budget": 16384, "kv_dtype": "fp8"}),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from roofplan.costmodels.expert_balance import balanced, copies_of, load_factor, most_loaded, placements, uneven_s
 from roofplan.costmodels.experts import chosen, expert_share_read
 from roofplan.costmodels.serving_memory import weights_bytes
-from roofplan.costmodels.serving_ops import moe_s, serve_system
+from roofplan.costmodels.serving_ops import moe_s, own_experts_s, serve_system
 from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import EnginePlan, serving_engine
@@ -118,15 +118,15 @@ def test_skew_saves_on_few_tokens_and_costs_on_many() -> None:
 
     def price(**more: float) -> np.ndarray:
         plan = EnginePlan(dp=8, ep=8, **more)  # type: ignore[arg-type]
-        return moe_s(QWEN, plan, system, t, 8 * t)
+        return moe_s(QWEN, plan, system, 8 * t)
 
     slight, steep, eplb = price(expert_skew=1e-9), price(expert_skew=0.8), price(expert_skew=0.8, redundant_experts=32)
     assert steep[0] < slight[0]
     assert steep[1] > 1.3 * slight[1]
     assert slight[1] <= eplb[1] < 1.05 * slight[1]
     a100 = serve_system(registry.cluster("a100-80gb-sxm", 8), serving_engine("vllm"))
-    assert moe_s(QWEN, EnginePlan(dp=8, ep=8, expert_skew=0.8), a100, t, 8 * t)[1] > 1.3 * moe_s(
-        QWEN, EnginePlan(dp=8, ep=8), a100, t, 8 * t
+    assert moe_s(QWEN, EnginePlan(dp=8, ep=8, expert_skew=0.8), a100, 8 * t)[1] > 1.3 * moe_s(
+        QWEN, EnginePlan(dp=8, ep=8), a100, 8 * t
     )[1]  # fmt: skip
 
 
@@ -149,7 +149,8 @@ def test_wide_expert_parallelism_prices_a_ranks_own_rows(ep: int) -> None:
     model = registry.model("deepseek-v3")
     system = serve_system(registry.cluster("h800", ep), serving_engine("vllm"))
     t = np.array([16.0, 128.0])
-    got = moe_s(model, EnginePlan(dp=ep, ep=ep, weight_dtype="fp8_block"), system, t, t * ep)
+    plan = EnginePlan(dp=ep, ep=ep, weight_dtype="fp8_block")
+    got = own_experts_s(model, plan, system, t) + moe_s(model, plan, system, t * ep)
     expert = 3 * model.hidden * model.moe_ffn_hidden
     read = (256 / ep + 1) * expert / system.accelerator.hbm_bytes_per_s
     flops = 2 * 9 * t * expert / system.accelerator.peak_flops_per_s("fp8")

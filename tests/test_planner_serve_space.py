@@ -62,7 +62,8 @@ def test_long_prompts_bring_context_parallelism_and_wider_steps():
     long = ask(n_gpus=8, prompt_tokens=1 << 20, output_tokens=1024, rope=RopeScaling(kind="yarn", factor=9))
     assert {(1, 8), (2, 4), (4, 2), (8, 1)} <= {(p.tp, p.cp) for p in legal(long)}
     assert all(p.cp == 1 for p in legal(ask(n_gpus=8)))
-    assert prefill_budget(long) == max(budgets(long)) > max(budgets(ask()))
+    assert prefill_budget(long, 1) == max(budgets(long, 1)) > max(budgets(ask(), 1))
+    assert budgets(ask(), 4) == tuple(4 * b for b in budgets(ask(), 1))
 
 
 def test_low_precision_is_used_only_when_allowed_and_as_the_card_can():

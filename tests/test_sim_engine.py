@@ -18,7 +18,7 @@ from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
 
 
-def toy_times(size: int = 600) -> StepTimes:
+def toy_times(size: int = 600, ranks: int = 1) -> StepTimes:
     """Odd, non-smooth numbers, so that a step too few or many cannot hide."""
     return StepTimes(
         linear=[0] + [7_000_003 + 131_071 * (t // 8) for t in range(1, size)],
@@ -27,6 +27,8 @@ def toy_times(size: int = 600) -> StepTimes:
         prefill=[0] + [31 * c * c + 17 for c in range(1, size)],
         prefill_slope=[61 * c for c in range(size)],
         swap=1_234_567,
+        ranks=ranks,
+        own=[5_003 * (t - t % 3) for t in range(size)],
     )
 
 
@@ -41,9 +43,10 @@ REQUESTS = st.lists(st.tuples(st.integers(0, 120), st.integers(1, 90), st.intege
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(rows=REQUESTS, name=st.sampled_from(sorted(POLICIES)), seats=st.integers(1, 9), extra=st.integers(0, 60),
-       block=st.sampled_from([1, 3, 16]), spare=st.integers(0, 200), swap=st.booleans(), cut=st.integers(1, 400))  # fmt: skip
-def test_fast_engine_equals_naive_engine(rows, name, seats, extra, block, spare, swap, cut):
-    work, times, policy = workload(rows), toy_times(), POLICIES[name]
+       block=st.sampled_from([1, 3, 16]), spare=st.integers(0, 200), swap=st.booleans(), cut=st.integers(1, 400),
+       ranks=st.sampled_from([1, 1, 2, 5]))  # fmt: skip
+def test_fast_engine_equals_naive_engine(rows, name, seats, extra, block, spare, swap, cut, ranks):
+    work, times, policy = workload(rows), toy_times(ranks=ranks), POLICIES[name]
     largest = max(-(-(p + o - 1) // block) for _, p, o, _ in rows)
     limits = Limits(budget=seats + extra, max_seqs=seats, blocks=largest + spare // block, block_tokens=block, swap=swap)
     requests = Requests(work)

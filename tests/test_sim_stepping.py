@@ -29,8 +29,8 @@ PLAIN = sorted(set(POLICIES) - {"layered"})
 LAYERED = replace(POLICIES["layered"], layer_tokens=24)
 
 
-def toy_verify(gammas: int, width: int = 1) -> VerifyTimes:
-    times = toy_times(1200)
+def toy_verify(gammas: int, width: int = 1, ranks: int = 1) -> VerifyTimes:
+    times = toy_times(1200, ranks)
     fixed = [[x + 5_003 * g * (1 + n % 7) for n, x in enumerate(times.decode)] for g in range(gammas + 1)]
     layers = [[times.linear[min(n * (1 + g * width), 1199)] - 1_009 * g * n for n in range(1200)] for g in range(gammas + 1)]
     return VerifyTimes(
@@ -72,12 +72,12 @@ SHAPE = {
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(name=st.sampled_from(PLAIN), **SHAPE)
-def test_without_speculation_it_equals_the_naive_engine(name, rows, seats, extra, block, spare, swap, cut):
+@given(name=st.sampled_from(PLAIN), ranks=st.sampled_from([1, 1, 3]), **SHAPE)
+def test_without_speculation_it_equals_the_naive_engine(name, ranks, rows, seats, extra, block, spare, swap, cut):
     work, limits, policy = workload(rows), room(rows, block, seats, extra, spare, swap), POLICIES[name]
-    engine = SteppingReplica(Requests(work), toy_times(), policy, limits)
+    engine = SteppingReplica(Requests(work), toy_times(ranks=ranks), policy, limits)
     requests = played(engine, len(work), cut * 1_000_000)
-    slow = NaiveEngine(seqs_of(rows, requests), toy_times(), policy, limits)
+    slow = NaiveEngine(seqs_of(rows, requests), toy_times(ranks=ranks), policy, limits)
     slow.run()
     same(requests, engine, slow.seqs, slow)
 
@@ -101,9 +101,10 @@ def test_prefix_cache_and_tiers_are_as_in_the_fast_engine(name, chains, tiered, 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(name=st.sampled_from([*PLAIN, "layered"]), gamma=st.integers(1, 5), width=st.integers(1, 3), alpha=st.sampled_from([0.0, 0.6, 1.0]),
-       spread=st.booleans(), controller=st.sampled_from(["fixed", "goodput"]), table=st.booleans(), **SHAPE)  # fmt: skip
+       spread=st.booleans(), controller=st.sampled_from(["fixed", "goodput"]), table=st.booleans(), ranks=st.sampled_from([1, 1, 3]),
+       **SHAPE)  # fmt: skip
 def test_speculation_equals_a_token_by_token_engine(
-    name, gamma, width, alpha, spread, controller, table, rows, seats, extra, block, spare, swap, cut
+    name, gamma, width, alpha, spread, controller, table, ranks, rows, seats, extra, block, spare, swap, cut
 ):
     work, limits = workload(rows), room(rows, block, seats, extra, spare, swap)
     policy = LAYERED if name == "layered" else POLICIES[name]
@@ -112,7 +113,7 @@ def test_speculation_equals_a_token_by_token_engine(
         accept_spread_frac=0.2 if spread and 0 < alpha < 1 else 0.0, controller=controller,
         gamma_by_batch=((2, gamma), (5, max(gamma - 2, 0))) if table else (),
     )  # fmt: skip
-    verify, draws = toy_verify(gamma, width), Acceptance(spec, len(work), seed=3)
+    verify, draws = toy_verify(gamma, width, ranks), Acceptance(spec, len(work), seed=3)
     control = Controller(spec, verify, seats, limits.budget)
     engine = SteppingReplica(Requests(work), verify.times, policy, limits, speculation=(control, draws), n_layers=3)
     requests = played(engine, len(work), cut * 1_000_000)

@@ -101,7 +101,7 @@ class ServeJob:
 def limits(job: ServeJob, plan: EnginePlan) -> Limits:
     """What the simulator ran the plan with, for one of its ``dp`` schedulers: the plan's numbers, the engine's where those are 0."""
     engine, gpu = serving_engine(plan.engine), accelerator(job.cluster.gpu)
-    own_budget, own_seqs = engine.limits_on(gpu.name, gpu.hbm_bytes)
+    own_budget, own_seqs = engine.limits_on(gpu.name, gpu.hbm_bytes, plan.dp)
     return Limits(
         max_num_seqs=-(-(plan.max_num_seqs or own_seqs) // plan.dp),
         token_budget=-(-(plan.token_budget or own_budget) // plan.dp),
