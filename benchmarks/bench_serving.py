@@ -1,13 +1,14 @@
 """Speed of the serving simulator: requests per CPU second on a chat trace, with a prefix cache and preemption, and of a cluster.
 
 python benchmarks/bench_serving.py [TRACE]        an Azure or Vidur chat trace; made-up lengths of the same mean without one
+    --scale 0.01                                  a hundredth of the requests
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,8 @@ CHAT = EnginePlan(token_budget=512, max_num_seqs=128)
 def chat(n: int, rate_per_s: float, trace: Path | None) -> ServeWorkload:
     """``n`` chat requests arriving as Poisson."""
     if trace is not None:
-        return arrivals.retimed(arrivals.first_requests(read_trace(trace), n), rate_per_s)
+        work = arrivals.first_requests(read_trace(trace), n)
+        return dataclasses.replace(work, arrival_s=arrivals.poisson(n, rate_per_s))
     prompt = arrivals.lengths(n, 1155, 0.9, stream=arrivals.PROMPT_STREAM, largest=14_000)
     output = arrivals.lengths(n, 211, 0.8, stream=arrivals.OUTPUT_STREAM, largest=1000)
     return ServeWorkload(arrival_s=arrivals.poisson(n, rate_per_s), prompt_tokens=prompt, output_tokens=output)
@@ -57,27 +59,31 @@ def timed(label: str, n: int, run: Callable[[], ServeResult]) -> None:
 
 
 def main() -> None:
-    trace = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser()
+    parser.add_argument("trace", nargs="?", type=Path)
+    parser.add_argument("--scale", type=float, default=1.0)
+    asked = parser.parse_args()
+    trace, few, many, most = asked.trace, *(max(1, round(n * asked.scale)) for n in (10_000, 100_000, 1_000_000))
     model = registry.model("llama3-8b")
     one = registry.cluster("a100-80gb-sxm", 1)
-    work = chat(10_000, 6.45, trace)
-    timed("one A100, 10,000 requests", 10_000, lambda: simulate_serving(model, one, CHAT, work))
+    work = chat(few, 6.45, trace)
+    timed(f"one A100, {few:,} requests", few, lambda: simulate_serving(model, one, CHAT, work))
     tight = dataclasses.replace(CHAT, prefix_cache=True, kv_blocks=4000)
     prefixed = shared_prefixes(work, 50)
-    timed("the same, prefix cache and preemption", 10_000, lambda: simulate_serving(model, one, tight, prefixed))
+    timed("the same, prefix cache and preemption", few, lambda: simulate_serving(model, one, tight, prefixed))
     guesses = Speculation(draft_tokens=3, accept_frac=0.7, accept_spread_frac=0.1)
     for label, controller in (("three guesses a step", "fixed"), ("guesses as goodput asks", "goodput")):
         speculating = dataclasses.replace(CHAT, speculation=dataclasses.replace(guesses, controller=controller))
-        timed(f"the same, {label}", 10_000, lambda plan=speculating: simulate_serving(model, one, plan, work))
+        timed(f"the same, {label}", few, lambda plan=speculating: simulate_serving(model, one, plan, work))
     layered = dataclasses.replace(CHAT, policy="layered")
-    timed("the same, layered prefill", 10_000, lambda: simulate_serving(model, one, layered, work))
-    for n in (100_000, 1_000_000):
+    timed("the same, layered prefill", few, lambda: simulate_serving(model, one, layered, work))
+    for n in (many, most):
         more = chat(n, 6.45, trace)
         timed(f"one A100, {n:,} requests", n, lambda more=more: simulate_serving(model, one, CHAT, more))
     fleet = registry.cluster("a100-80gb-sxm", 64)
     wide = dataclasses.replace(CHAT, token_budget=2048)
-    many = chat(1_000_000, 300.0, trace)
-    timed("64 replicas, 40 prefill + 24 decode, 1,000,000", 1_000_000, lambda: simulate_serving(model, fleet, wide, many, n_prefill=40))
+    busy = chat(most, 300.0, trace)
+    timed(f"64 replicas, 40 prefill + 24 decode, {most:,}", most, lambda: simulate_serving(model, fleet, wide, busy, n_prefill=40))
 
 
 if __name__ == "__main__":

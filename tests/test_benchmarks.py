@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,21 @@ SPECS = [
     Spec(name="price one product of an array", make=_products, n=400_000, limit_s=0.2e-6),
     Spec(name="replay 512 stages of 1,000 micro-batches", make=_replay, n=1, limit_s=2.0),
 ]
+
+
+@pytest.mark.parametrize("trace", [False, True], ids=["made up", "trace"])
+def test_the_serving_benchmark_runs(trace: bool, tmp_path: Path) -> None:
+    """A five-hundredth of its requests: every line is there and every run served something."""
+    path = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:17:0{i}.0,{100 + i},{10 + i}\n" for i in range(8)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(rows))
+    script = Path(__file__).parent.parent / "benchmarks" / "bench_serving.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *([str(path)] if trace else []), "--scale", "0.002"], capture_output=True, text=True, check=True
+    )
+    rates = [float(line.split("requests/CPU-s")[0].split()[-1].replace(",", "")) for line in done.stdout.splitlines()]
+    assert len(rates) == 8
+    assert min(rates) > 0
 
 
 @pytest.mark.bench
