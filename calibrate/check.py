@@ -149,6 +149,7 @@ def _attention(decode: bool, latent: bool, kv_dtype: str, at: Rows, every: Colum
     return at, roofline.attention_s(
         batch=rows["batch_size"], q_tokens=1 if decode else tokens, kv_tokens=tokens, n_heads=heads, n_kv_heads=kv_heads, qk_dim=dims[0],
         v_dim=dims[1], window_tokens=rows.get("window_size", 0.0), kv_dtype=kv_dtype, phase="decode" if decode else "prefill",
+        kernel="measured",
     )  # fmt: skip
 
 

@@ -158,3 +158,15 @@ def test_borrowed_efficiencies_say_so_and_are_less_sure() -> None:
 def test_fp4_on_a_card_without_it_is_refused() -> None:
     with pytest.raises(BadInput, match="h100-sxm has no nvfp4 arithmetic; legal: bf16"):
         roofline("h100-sxm").gemm_s(128, 128, 128, "nvfp4")
+
+
+@pytest.mark.parametrize(("card", "factor"), [("h100-sxm", 2.5), ("h200", 2.5), ("a100-80gb-sxm", 0.99), ("b200", 0.99)])
+def test_latent_prompts_take_the_faster_kernel(card: str, factor: float) -> None:
+    """The kernel measured on Hopper works on the latents: 2·(576 + 512) FLOPs a pair and head for 2·(192 + 128) of rebuilt keys."""
+    r = roofline(card)
+    q = np.array([512.0, 4096.0, 16384.0])
+    call = {"batch": 1, "q_tokens": q, "kv_tokens": q, "n_heads": 128, "n_kv_heads": 128, "qk_dim": 192, "v_dim": 128, "phase": "prefill"}
+    best, measured = r.attention_s(**call), r.attention_s(**call, kernel="measured")
+    assert np.all(best <= measured)
+    assert measured[1] >= factor * best[1]
+    assert np.all(best >= 2 * 128 * (q * (q + 1) / 2) * 320 / r.gpu.bf16_flops_per_s)
