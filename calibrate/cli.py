@@ -16,11 +16,12 @@ from ..scenarios import registry
 from ..scenarios.calibration import Calibration, load_calibration, read_calibration
 from ..scenarios.errors import BadInput
 from ..scenarios.load import DATA_DIR
+from ..scenarios.store import check_folder, check_place, write_files, write_text
 from .check import Checked, check_rows, coverage, reasons, summary, unpriced_tables
 from .fitting import fit_folder, score_folder
 from .framework_cli import framework_command
 from .imports import import_tables
-from .provenance import save, write_whole
+from .provenance import save
 from .rows import gpus_of, load_tables
 from .run_cli import run_command
 
@@ -46,6 +47,7 @@ calibrate.add_command(framework_command, "framework")
 @click.option("--framework", default="vllm", show_default=True, help="Whose kernels to take where a package holds several.")
 def import_command(source: Path | None, out: Path, framework: str) -> None:
     """Read measurements from SOURCE (default: the installed aiconfigurator-core package) and write them as tables for fit and check."""
+    check_folder(out, "--out")
     with _bar("import") as say:
         written = import_tables(source, out, framework, say)
     for name, rows in written.items():
@@ -67,11 +69,13 @@ def fit_command(
     kernels: Path, gpu: tuple[str, ...], out: Path | None, holdout: float | None, split: str, seed: int, jobs: int, json_to: str | None
 ) -> None:
     """Fit a calibration per GPU to the measurement tables of a folder and store it with its residuals."""
+    check_place(json_to, "--json")
     if holdout is not None:
         with _bar("score") as say:
             scores = score_folder(kernels, gpu, split, holdout, seed, say)
         _show(_score_table(scores), {"split": split, "holdout": holdout, "seed": seed, "families": scores}, json_to)
         return
+    check_folder(out or DATA_DIR / "calibrations", "--out")
     with _bar("fit") as say:
         fitted = fit_folder(kernels, gpu, seed, jobs, say)
     paths = [save(c, out or DATA_DIR / "calibrations") for c in fitted]
@@ -105,6 +109,8 @@ def check_command(
     json_to: str | None,
 ) -> None:
     """Price every measured row with the calibration in use and report the errors by table and GPU."""
+    for place, flag in ((json_to, "--json"), (report, "--report")):
+        check_place(place, flag)
     if splits:
         from .splits import score, verdicts
 
@@ -117,7 +123,7 @@ def check_command(
     if report is not None:
         from .report import page
 
-        write_whole({report: page(checked).encode()})
+        write_files({report: page(checked).encode()}, "--report")
     _show(_check_table(result["tables"]), result, json_to)
     if json_to != "-":
         for line in result["skipped"]:
@@ -195,7 +201,7 @@ def _show(table: Table, result: dict[str, Any], json_to: str | None) -> None:
         click.echo(text)
         return
     if json_to:
-        write_whole({Path(json_to): text.encode()})
+        write_text(text, json_to, "--json")
     Console().print(table)
 
 

@@ -10,8 +10,8 @@ import click
 
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
+from ..scenarios.store import check_place, write_files, write_text
 from .framework_fit import BOUNDS, fit_framework, to_toml
-from .provenance import write_whole
 from .training_price import price_runs
 from .training_rows import read_runs
 
@@ -25,6 +25,8 @@ from .training_rows import read_runs
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; '-' writes it to standard output and nothing else.")
 def framework_command(name: str, training: Path, free: tuple[str, ...], memory: bool, out: Path | None, json_to: str | None) -> None:
     """Fit constants of the framework NAME on one run in five (by a hash of its id); the other four judge them."""
+    for place, flag in ((out, "--out"), (json_to, "--json")):
+        check_place(place, flag)
     start = registry.framework(name)
     priced, _ = price_runs(read_runs(training))
     mine = [p.setting for p in priced if registry.framework(p.setting.rule.framework).name == start.name]
@@ -38,11 +40,11 @@ def framework_command(name: str, training: Path, free: tuple[str, ...], memory: 
         "n_scored": fit.n_scored, "fitted_median_ape": fit.fitted_error, "scored_median_ape": fit.scored_error,
     }  # fmt: skip
     if out is not None:
-        write_whole({out: text.encode()})
+        write_files({out: text.encode()}, "--out")
     if json_to == "-":
         click.echo(json.dumps(result, indent=1))
         return
     if json_to:
-        write_whole({Path(json_to): json.dumps(result, indent=1).encode()})
+        write_text(json.dumps(result, indent=1) + "\n", json_to, "--json")
     before, after = (100 * e for e in fit.scored_error)
     click.echo(text + f"\nmedian error on {fit.n_scored} runs not fitted: {before:.1f} % before, {after:.1f} % after")

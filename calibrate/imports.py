@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scenarios.errors import BadFile, BadInput
-from .provenance import write_whole
+from ..scenarios.store import make_folder, write_files
 from .rows import TABLES, load_tables
 from .tables import pandas, read_frame
 
@@ -50,13 +50,13 @@ def import_tables(source: Path | None, out: Path, framework: str = "vllm", say: 
         frames = load_tables(folder)
     else:
         frames = _package_tables(folder, framework, say)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     files = {}
     for name, frame in frames.items():
         buffer = io.BytesIO()
         frame.to_parquet(buffer, compression="zstd")
         files[out / f"{name}.parquet"] = buffer.getvalue()
-    write_whole(files)
+    write_files(files, "--out")
     return {name: len(frame) for name, frame in frames.items()}
 
 

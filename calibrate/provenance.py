@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import lzma
-import os
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from ..scenarios.calibration import Calibration, FamilyFit
+from ..scenarios.store import make_folder, write_files
 
 
 def to_toml(calibration: Calibration) -> str:
@@ -66,24 +64,7 @@ def packed(calibration: Calibration) -> bytes:
 
 def save(calibration: Calibration, folder: Path) -> Path:
     """Write ``<folder>/<name>.toml`` and ``.xz``, each replaced in one step; returns the TOML's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     text = folder / f"{calibration.name}.toml"
-    write_whole({text.with_suffix(".xz"): packed(calibration), text: to_toml(calibration).encode()})
+    write_files({text.with_suffix(".xz"): packed(calibration), text: to_toml(calibration).encode()})
     return text
-
-
-def write_whole(files: Mapping[Path, bytes]) -> None:
-    """Write every file beside its place first, then move all into place."""
-    staged = []
-    try:
-        for path, content in files.items():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            staged.append((Path(name), path))
-            with os.fdopen(handle, "wb") as out:
-                out.write(content)
-            os.chmod(name, 0o644)
-        for temporary, path in staged:
-            os.replace(temporary, path)
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)

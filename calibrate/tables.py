@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..scenarios.errors import BadFile, BadInput
 
 Columns = dict[str, NDArray[Any]]
+MAX_TABLE_BYTES = 2**30
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 """Spellings of number formats in the tables -> ours."""
@@ -34,7 +35,9 @@ def read_frame(path: Path, columns: Sequence[str]) -> Any:
     """The whole table as a DataFrame; BadFile if it is missing, unreadable or lacks one of ``columns``."""
     pd = pandas()
     if not path.is_file():
-        raise BadFile(f"{path}: no such measurement table")
+        raise BadFile(f"{path}: no such measurement table; give a .csv or .parquet file")
+    if path.stat().st_size > MAX_TABLE_BYTES:
+        raise BadFile(f"{path}: {path.stat().st_size:,} bytes is over the limit of {MAX_TABLE_BYTES:,} for a measurement table")
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except Exception as error:  # pyarrow raises many kinds, all of them meaning the file is bad

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from rich.table import Table
 
 from ..scenarios.errors import BadInput, CheckFailed, RoofplanError
 from ..scenarios.reference import select
+from ..scenarios.store import check_place, write_text
 from .serving_report import log_table, points_table
 from .training_report import tables as training_tables
 from .training_report import validate_training
@@ -39,6 +38,7 @@ def validate(case: tuple[str, ...], training: Path | None, serving: Path | None,
     was read in a primary source is outside its bar, 2 if the input is wrong.
     """
     try:
+        check_place(json_to, "--json")
         result, shown = _result(case, training, serving, serving_log)
         _write(result, shown, json_to)
         missed = [row["case"] for row in result["rows"] if row.get("status") == "miss"]
@@ -84,26 +84,10 @@ def _write(result: dict[str, Any], shown: list[Table], json_to: str | None) -> N
         click.echo(text, nl=False)
         return
     if json_to:
-        write_whole(Path(json_to), text)
+        write_text(text, json_to, "--json")
     console = Console()
     for table in shown:
         console.print(table)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all; BadInput when the place cannot be written."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise BadInput(f"--json {path}: cannot be written: {error.strerror or error}") from None
 
 
 def case_table(result: dict[str, Any]) -> Table:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..scenarios.errors import BadInput
+from ..scenarios.store import write_text
 from ..scenarios.units import show_tokens
 from .decide import Choice, Decision
 from .why import binding, bottleneck, closest_miss, degrees, options, why_wins
@@ -145,29 +142,4 @@ def _provenance(decision: Decision) -> dict[str, Any]:
 
 def write_json(data: dict[str, Any], target: str) -> None:
     """To standard output for ``-``, else to a file that is complete or absent; BadInput if it cannot be written."""
-    write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", target)
-
-
-def write_text(text: str, target: str) -> None:
-    """To standard output for ``-``, else to a file that is complete or absent; BadInput if it cannot be written."""
-    if target == "-":
-        print(text, end="")
-        return
-    path = Path(target)
-    temporary = ""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-            temporary = file.name
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"{target!r}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", target, "--json")

@@ -11,6 +11,7 @@ import click
 
 from ..scenarios.errors import BadInput
 from ..scenarios.scenario import OBJECTIVES, OPTIMIZERS, PRECISIONS, TASKS, parse_seq, read_scenario
+from ..scenarios.store import check_place
 from ..scenarios.units import parse_quantity
 from .command import FAILED, OK, run
 from .decide import Decision, decide
@@ -118,6 +119,7 @@ def scenario_flags(command: Any) -> Any:
 def plan(scenario_file: str | None, json_to: str | None, out: str | None, **flags: Any) -> int:
     """Rank the ways to train or serve a model on a cluster, say why the best one wins, and write the files that run it."""
     flags["allow"] = split_allow(flags["allow"])
+    check_place(json_to, "--json")
     if flags["task"] == "serve":
         from .cli_serve import plan_serve
 

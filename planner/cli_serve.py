@@ -18,7 +18,8 @@ from ..scenarios.hardware import Cluster
 from ..scenarios.load import by_name
 from ..scenarios.serving import serving_engine
 from ..scenarios.serving_text import read_speculation
-from ..scenarios.units import parse_quantity, parse_tokens
+from ..scenarios.units import show_number
+from ..sim.serve_flags import read, seconds, tokens
 from ..sim.serving_metrics import Slo
 from ..sim.traces import read_trace
 from .answer import write_json
@@ -41,6 +42,7 @@ FLAG_NAMES = {
     "host_ram_bytes": "host-ram",
     "memory_margin_frac": "memory-margin",
 }
+LEAST_RATE_PER_S, MOST_RATE_PER_S, MOST_CLIENTS = 1e-3, 1e6, 1_000_000
 MOST_GPUS = 65_536
 """Without --gpus the search for the fewest GPUs goes no further."""
 
@@ -53,7 +55,7 @@ def plan_serve(flags: Mapping[str, Any], json_to: str | None) -> int:
     started = time.perf_counter()
     ask = read_ask(flags)
     calibration = _calibration(flags)
-    top = flags.get("top") or 5
+    top = _between(flags, "top", 1, 100) or 5
     ask, decision = (ask, plan_serving(ask, top, calibration)) if flags.get("n_gpus") else _grown(ask, top, calibration)
     kept = [c for c in decision.choices if c.goodput_per_s >= ask.rate_per_s * (1 - 1e-9)]
     nearest = [] if kept else nearest_changes(ask, decision)
@@ -91,17 +93,17 @@ def read_ask(flags: Mapping[str, Any]) -> ServeAsk:
         cure = "give --isl and --osl instead" if name == "seq" else "drop it"
         raise BadInput(f"--{name} is for training and is not used by plan --task serve; {cure}")
     _check_given(flags)
+    rate = _number(flags.get("rate"), "rate", "requests a second", LEAST_RATE_PER_S, MOST_RATE_PER_S, whole=False)
+    clients = _number(flags.get("concurrency"), "concurrency", "clients", 1, MOST_CLIENTS, whole=True)
     trace = read_trace(Path(flags["trace"])) if flags.get("trace") else None
-    rate = _positive(flags.get("rate"), "rate", "requests a second", whole=False)
-    clients = _positive(flags.get("concurrency"), "concurrency", "clients", whole=True)
     if trace is not None and not rate and not clients:
         rate = own_rate_per_s(trace)
-    slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot") if flags.get(name)})
+    slo = Slo(**{f"{name}_s": read(flags, name, seconds, math.inf) for name in ("ttft", "tpot")})
     cluster = _cluster(flags)
     return ServeAsk(
         model=registry.model(flags["model"]), gpu=registry.accelerator(cluster.gpu), cluster=cluster,
-        prompt_tokens=parse_tokens(flags["isl"]) if trace is None else round(float(trace.prompt_tokens.mean())),
-        output_tokens=parse_tokens(flags["osl"]) if trace is None else max(round(float(trace.output_tokens.mean())), 1),
+        prompt_tokens=read(flags, "isl", tokens, 0) if trace is None else round(float(trace.prompt_tokens.mean())),
+        output_tokens=read(flags, "osl", tokens, 0) if trace is None else max(round(float(trace.output_tokens.mean())), 1),
         slo=slo, objective=flags.get("objective") or ("throughput" if flags.get("n_gpus") else "cost"), rate_per_s=rate,
         concurrency=int(clients), trace=trace,
         keep_arrivals=trace is not None and not flags.get("rate"), allow_quant=_quant(flags.get("allow") or ()),
@@ -116,10 +118,12 @@ def _check_given(flags: Mapping[str, Any]) -> None:
     """What the requests are is said once, and either the GPUs or the rate they must carry."""
     if flags.get("trace") and (flags.get("isl") or flags.get("osl")):
         raise BadInput("--trace and --isl/--osl both say what the requests are; give one of them")
+    _between(flags, "n_gpus", 1, 1_000_000)
+    _between(flags, "gpus_per_node", 1, 1_000_000)
     for name in ("isl", "osl"):
         if not flags.get("trace") and not flags.get(name):
             raise BadInput(f"--task serve needs --{name}, or --trace FILE")
-    if not flags.get("n_gpus") and not flags.get("rate"):
+    if flags.get("n_gpus") is None and not flags.get("rate"):
         raise BadInput("--task serve needs --gpus, or --rate to find the fewest GPUs that carry it")
 
 
@@ -146,15 +150,28 @@ def _calibration(flags: Mapping[str, Any]) -> Calibration | None:
     return read_calibration(Path(flags["calibration"])) if flags.get("calibration") else None
 
 
-def _positive(text: str | None, flag: str, unit: str, *, whole: bool) -> float:
+def _between(flags: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    """A whole number of a flag, 0 where it was not given; BadInput names the flag and what is legal."""
+    found = flags.get(name)
+    if found is None:
+        return 0
+    if not low <= found <= high:
+        raise BadInput(f"--{FLAG_NAMES.get(name, name.replace('_', '-'))} {found:,} must be between {low:,} and {high:,}")
+    return int(found)
+
+
+def _number(text: str | None, flag: str, unit: str, low: float, high: float, *, whole: bool) -> float:
     if text is None:
         return 0.0
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 < number < 1e9 or (whole and number != int(number)):
-        raise BadInput(f"--{flag} {text} must be a {'whole ' if whole else ''}number of {unit}, more than 0")
+    if not low <= number <= high or (whole and number != int(number)):
+        raise BadInput(
+            f"--{flag} {text[:40] or 'of nothing'} must be a {'whole ' if whole else ''}number of {unit}, "
+            f"from {show_number(low)} to {show_number(high)}"
+        )
     return number
 
 

@@ -11,7 +11,8 @@ import click
 
 from ..scenarios.errors import BadInput
 from ..scenarios.scenario import parse_seq, read_scenario
-from .answer import write_json, write_text
+from ..scenarios.store import check_place, write_text
+from .answer import write_json
 from .cli import scenario_flags, split_allow
 from .whatif import COLUMNS, sweep_rows
 
@@ -33,6 +34,8 @@ def sweep(seqs: str, counts: str, csv_to: str, json_to: str | None, **flags: Any
     points = [(gpu.strip(), n, seq) for gpu in gpus for n in sizes for seq in lengths]
     if len(points) > MAX_POINTS:
         raise BadInput(f"the grid has {len(points):,} points, over the limit of {MAX_POINTS:,}; split it")
+    check_place(json_to, "--json")
+    check_place(csv_to, "--csv")
     scenarios = [read_scenario(None, flags | {"gpu": gpu, "n_gpus": n, "seq_tokens": seq}) for gpu, n, seq in points]
     with click.progressbar(scenarios, label="planning", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         rows = sweep_rows(bar)
@@ -43,7 +46,7 @@ def sweep(seqs: str, counts: str, csv_to: str, json_to: str | None, **flags: Any
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(text.getvalue(), csv_to)
+    write_text(text.getvalue(), csv_to, "--csv")
 
 
 def _count(word: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -15,6 +16,9 @@ OK, FAILED, BAD = 0, 1, 2
 
 def run(command: click.Command, name: str, args: list[str] | None = None) -> NoReturn:
     """Run ``command`` and leave the process with its exit code; set ROOFPLAN_DEBUG=1 to see a traceback of a defect."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text, nor a terminal know every letter
     try:
         code = command.main(args=args, prog_name=name, standalone_mode=False)
         sys.stdout.flush()

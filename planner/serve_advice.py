@@ -11,6 +11,7 @@ from ..scenarios import registry
 from ..scenarios.errors import RoofplanError
 from ..scenarios.hardware import Cluster
 from ..scenarios.serving import serving_engine
+from ..scenarios.units import show_number
 from ..sim.serving_metrics import Slo
 from .serve_ask import ServeAsk
 from .serve_kinds import Candidate, Rejected, candidates, kinds_of
@@ -52,7 +53,7 @@ def _looser(ask: ServeAsk, decision: ServeDecision) -> str:
         return ""
     flags = [f"--{name} {_up(value)}" for name, value in (("ttft", best[1].ttft_p95_s), ("tpot", best[1].tpot_p95_s))
              if value > getattr(ask.slo, f"{name}_s")]  # fmt: skip
-    load = f"{ask.rate_per_s:.4g} requests/s" if ask.rate_per_s else "a light load"
+    load = f"{show_number(ask.rate_per_s, 4)} requests/s" if ask.rate_per_s else "a light load"
     return f"{' '.join(flags)} is kept on these GPUs under {load}" if flags else ""
 
 
@@ -70,7 +71,7 @@ def _likely(ask: ServeAsk, found: list[Candidate]) -> list[Candidate]:
 
 def _more_gpus(ask: ServeAsk, decision: ServeDecision) -> str:
     if decision.n_gpus_needed > ask.cluster.n_gpus:
-        return f"--gpus {_whole(ask, decision.n_gpus_needed)} carries {ask.rate_per_s:.4g} requests/s"
+        return f"--gpus {_whole(ask, decision.n_gpus_needed)} carries {show_number(ask.rate_per_s, 4)} requests/s"
     for grown in _grown(ask):
         if _fits(grown):
             return f"--gpus {grown.cluster.n_gpus} fits"

@@ -9,7 +9,7 @@ from typing import Any
 from .. import __version__
 from ..costmodels.serving_memory import ServeMemory
 from ..scenarios.serving import EnginePlan
-from ..scenarios.units import show_tokens
+from ..scenarios.units import show_number, show_tokens
 from .serve_ask import ServeAsk
 from .serve_search import ServeChoice, ServeDecision, ServePart
 from .serve_space import describe
@@ -29,7 +29,11 @@ def as_json(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice], nea
     if short:
         best = max(c.goodput_per_s for c in short)
         rejected.append(
-            {"reason": "rate", "count": len(short), "example": f"the best carries {best:.4g} of {ask.rate_per_s:.4g} requests/s"}
+            {
+                "reason": "rate",
+                "count": len(short),
+                "example": f"the best carries {show_number(best, 4)} of {show_number(ask.rate_per_s, 4)} requests/s",
+            }
         )
     limit = limit_sentence(ask, decision, kept, rejected)
     return {
@@ -68,7 +72,8 @@ def solver(decision: ServeDecision, wall_s: float) -> dict[str, Any]:
     proof = decision.proof
     done = proof.gap_frac <= 0.01
     sentence = (
-        f"no fleet of the {proof.n_bounded:,} replicas and groups bounded carries more than {proof.bound_per_s:.4g} requests/s: "
+        f"no fleet of the {proof.n_bounded:,} replicas and groups bounded carries more than "
+        f"{show_number(proof.bound_per_s, 4)} requests/s: "
         f"by their closed-form bounds, and by the simulator for the {proof.n_simulated:,} that were played"
     )
     return {

@@ -13,11 +13,13 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.serving import Floats64, Ints64, ServeWorkload
 from ..scenarios.serving_parts import Speculation
 from ..sim.arrivals import poisson
+from ..sim.serve_flags import check_draft
 from ..sim.serving_metrics import Slo
 
 OBJECTIVES = ("throughput", "cost", "latency")
 ROPE_KINDS = ("yarn",)
 """Ways of stretching that the emitted commands can ask for."""
+MAX_ROPE_FACTOR = 256
 LONG_TOKENS = 32_768
 """Contexts from this length on are also tried with context parallelism and wider steps."""
 
@@ -32,8 +34,10 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
             raise BadInput(f"--rope-scaling {self.kind!r} is not known; legal: {', '.join(ROPE_KINDS)}, like yarn:4")
-        if not 1 < self.factor <= 256:
-            raise BadInput(f"--rope-scaling {self.kind}:{self.factor:g}: the factor must be over 1 and at most 256, like yarn:4")
+        if not 1 < self.factor <= MAX_ROPE_FACTOR:
+            raise BadInput(
+                f"--rope-scaling {self.kind}:{self.factor:g}: the factor must be over 1 and at most {MAX_ROPE_FACTOR}, like yarn:4"
+            )
 
 
 def read_rope_scaling(text: str) -> RopeScaling:
@@ -82,11 +86,10 @@ class ServeAsk:
             raise BadInput("--rate and --concurrency both say how requests arrive; give one of them")
         if self.rope and self.model.position != "rope":
             raise BadInput(f"--rope-scaling: {self.model.name} has {self.model.position} positions, not rotary ones; drop it")
-        if self.speculation and self.speculation.method == "mtp" and not self.model.n_mtp_layers:
-            raise BadInput(
-                f"--speculation mtp: {self.model.name} has no multi-token-prediction layers; use chain with a draft model, "
-                "like chain:3:0.7:draft=llama3.2-1b"
-            )
+        if self.expert_skew and not self.model.n_experts:
+            raise BadInput(f"--expert-skew is for models with experts, and {self.model.name} has none; drop it")
+        if self.speculation:
+            check_draft(self.speculation, self.model)
         _check_context(self)
 
     @property
@@ -118,8 +121,11 @@ class ServeAsk:
         return pick(self.trace, np.arange(len(self.trace))[::every][:n])
 
     def at_rate(self, work: ServeWorkload, rate_per_s: float) -> ServeWorkload:
-        """The same requests at this mean rate: Poisson, or the trace's own gaps drawn out or pressed together (``keep_arrivals``)."""
-        if not self.keep_arrivals:
+        """The same requests at this mean rate: Poisson, or the trace's own gaps drawn out or pressed together (``keep_arrivals``).
+
+        Requests that come at once have no gaps: they come as Poisson.
+        """
+        if not self.keep_arrivals or work.arrival_s[-1] <= work.arrival_s[0]:
             return dataclasses.replace(work, arrival_s=poisson(len(work), rate_per_s))
         at: Floats64 = work.arrival_s - work.arrival_s[0]
         return dataclasses.replace(work, arrival_s=at * (own_rate_per_s(work) / rate_per_s))
@@ -156,9 +162,9 @@ def _check_context(ask: ServeAsk) -> None:
     if ask.rope:
         raise BadInput(
             f"{what} is over the {limit:,} of {ask.model.name} with --rope-scaling {ask.rope.kind}:{ask.rope.factor:g}; "
-            f"raise the factor to {factor} or shorten them"
+            + (f"raise the factor to {factor} or shorten them" if factor <= MAX_ROPE_FACTOR else "shorten them")
         )
     cure = "shorten them or choose a model with a longer context"
-    if ask.model.position == "rope":
+    if ask.model.position == "rope" and factor <= MAX_ROPE_FACTOR:
         cure = f"shorten them, choose a model with a longer context, or stretch its positions with --rope-scaling yarn:{factor}"
     raise BadInput(f"{what} is over the {limit:,} that {ask.model.name} was made for; {cure}")

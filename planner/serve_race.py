@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from ..scenarios.units import show_number
 from .serve_ask import ServeAsk
 from .serve_fleet import Fleet, Part, fewest_gpus, most_carried
 from .serve_kinds import Candidate
@@ -206,12 +207,12 @@ class Race:
             hope = self.copies(c) * c.bound_per_s
             if i not in self.played:
                 reason = "bound" if best and self.worth(c, c.bound_per_s) <= max(best, self._known(i)) else "unplayed"
-                out.setdefault(reason, []).append(f"{c.describe()}: at most {hope:.3g} requests/s")
+                out.setdefault(reason, []).append(f"{c.describe()}: at most {show_number(hope)} requests/s")
             elif not self.played[i].goodput_per_s and not best:
                 out.setdefault("promises", []).append(f"{c.describe()}: {self.played[i].limit} is missed at any rate")
             elif id(self.played[i]) not in shown:
                 most = self.copies(c) * self.played[i].upper_per_s
-                out.setdefault("slower", []).append(f"{c.describe()}: under {most:.3g} requests/s, {self.played[i].limit} fails")
+                out.setdefault("slower", []).append(f"{c.describe()}: under {show_number(most)} requests/s, {self.played[i].limit} fails")
         return out
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..scenarios.units import show_bytes, show_tokens
+from ..scenarios.units import show_bytes, show_number, show_tokens
 from .serve_why import show_s
 
 
@@ -28,7 +28,7 @@ def print_report(data: dict[str, Any], console: Console) -> None:
         _say(console, f"- {line}", "  ")
     _say(console, f"Binding limit: {data['binding']['sentence']}.", "  ")
     if data["n_gpus_needed"]:
-        _say(console, f"{asked['rate_per_s']:.4g} requests/s need at least {data['n_gpus_needed']:,} GPUs.", "  ")
+        _say(console, f"{show_number(asked['rate_per_s'], 4)} requests/s need at least {data['n_gpus_needed']:,} GPUs.", "  ")
     _say(console, _solver_line(data), "  ")
     _print_rejected(data, console)
     for line in data["notes"]:
@@ -40,7 +40,7 @@ def _requests(asked: dict[str, Any]) -> str:
     if asked["trace"]:
         what = f"{asked['n_requests']:,} requests of {asked['trace']}, on average {what}, {show_tokens(asked['context_tokens'])} at most"
     if asked["rate_per_s"]:
-        what += f", {asked['rate_per_s']:.4g} requests/s"
+        what += f", {show_number(asked['rate_per_s'], 4)} requests/s"
     return what + (f", {asked['concurrency']:,} clients" if asked["concurrency"] else "")
 
 
@@ -58,9 +58,9 @@ def _print_plans(data: dict[str, Any], console: Console) -> None:
     for plan in data["plans"]:
         cost = plan["cost_usd_per_mtoken"]
         console.print(
-            f"{plan['rank']:>2} [bold]{_pools(plan):<11}[/]{plan['n_gpus']:>6,}{plan['goodput_per_s']:>9.4g}{show_s(plan['ttft_s']):>9}"
-            f"{show_s(plan['tpot_s']):>9}{plan['output_tokens_per_s_per_gpu']:>10,.4g}{show_bytes(plan['memory']['total_bytes']):>10}"
-            f"{_usd(cost):>8}",
+            f"{plan['rank']:>2} [bold]{_pools(plan):<11}[/]{plan['n_gpus']:>6,}{show_number(plan['goodput_per_s'], 4):>9}"
+            f"{show_s(plan['ttft_s']):>9}{show_s(plan['tpot_s']):>9}{show_number(plan['output_tokens_per_s_per_gpu'], 4):>10}"
+            f"{show_bytes(plan['memory']['total_bytes']):>10}{_usd(cost):>8}",
             highlight=False,
         )
         for line in wrap(plan["summary"], 76):
@@ -69,7 +69,7 @@ def _print_plans(data: dict[str, Any], console: Console) -> None:
 
 
 def _usd(cost: float) -> str:
-    return "-" if not cost else f"{cost:.3g}" if cost < 999.5 else f"{cost:,.0f}"
+    return show_number(cost) if cost else "-"
 
 
 def _pools(plan: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..scenarios.units import show_number
 from .serve_ask import ServeAsk
 from .serve_kinds import Candidate
 from .serve_play import Played, Player
@@ -110,12 +111,12 @@ class Steady:
             c = self.found[fleet[0]]
             text = f"{fleet[1]} x ({c.describe()})"
             if self.hope(fleet) == -math.inf:
-                out.setdefault("rate", []).append(f"{text}: at most {fleet[1] * c.bound_per_s:.3g} requests/s")
+                out.setdefault("rate", []).append(f"{text}: at most {show_number(fleet[1] * c.bound_per_s)} requests/s")
             elif fleet not in self.played:
                 reason = "bound" if self.hope(fleet) <= best else "unplayed"
                 out.setdefault(reason, []).append(f"{text}: no less than {c.e2e_s:.3g} s a request")
             elif self.score(fleet) == -math.inf:
                 out.setdefault("promises", []).append(f"{text}: {self.played[fleet].limit} is missed")
             elif id(c) not in shown:
-                out.setdefault("slower", []).append(f"{text}: {self.played[fleet].goodput_per_s * fleet[1]:.3g} requests/s")
+                out.setdefault("slower", []).append(f"{text}: {show_number(self.played[fleet].goodput_per_s * fleet[1])} requests/s")
         return out

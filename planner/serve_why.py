@@ -10,7 +10,7 @@ import numpy as np
 from ..costmodels.serving_context import spread
 from ..costmodels.serving_ops import layers_s, messages_s
 from ..scenarios.serving import EnginePlan
-from ..scenarios.units import show_tokens
+from ..scenarios.units import show_number, show_tokens
 from .serve_ask import ServeAsk
 from .serve_bound import ATTAIN_FRAC
 from .serve_search import ServeChoice, ServeDecision
@@ -26,7 +26,7 @@ def limit_sentence(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoic
         return _binding(ask, decision, kept[0])
     if decision.choices:
         best = max(c.goodput_per_s for c in decision.choices)
-        return "rate", f"the best fleet carries {best:.4g} of the {ask.rate_per_s:.4g} requests/s"
+        return "rate", f"the best fleet carries {show_number(best, 4)} of the {show_number(ask.rate_per_s, 4)} requests/s"
     causes = [row for row in rejected if row["reason"] not in ("layout", "bound", "unplayed")] or rejected
     if not causes:
         return "layouts", "no layout is legal"
@@ -41,12 +41,12 @@ def _binding(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice) -> tup
     if name in PROMISES:
         value = getattr(seen, f"{name}_p95_s") if name != "e2e" else seen.e2e_s
         promised = show_s(getattr(ask.slo, f"{name}_s"))
-        kept = f"{ATTAIN_FRAC:.0%} of requests see {show_s(value)} or less at {winner.load_per_s:.4g} requests/s"
+        kept = f"{ATTAIN_FRAC:.0%} of requests see {show_s(value)} or less at {show_number(winner.load_per_s, 4)} requests/s"
         return name, f"{PROMISES[name]}: {kept}; it passes {promised} first when the load grows"
     if name == "load":
         return name, f"the load: {ask.concurrency:,} clients wait for their answers" if ask.concurrency else "the load that was asked for"
     where = bottleneck(ask, decision, winner)
-    return where, f"{where.replace('_', ' ')}: more requests than {winner.goodput_per_s:.4g}/s would queue without end"
+    return where, f"{where.replace('_', ' ')}: more requests than {show_number(winner.goodput_per_s, 4)}/s would queue without end"
 
 
 def bottleneck(ask: ServeAsk, decision: ServeDecision, choice: ServeChoice) -> str:

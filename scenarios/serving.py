@@ -17,6 +17,9 @@ Ints64 = NDArray[np.int64]
 Floats64 = NDArray[np.float64]
 Preemption = Literal["recompute", "swap"]
 MAX_REQUESTS = 20_000_000
+MAX_TOKENS = 10**9
+MAX_ARRIVAL_S = 3e8
+WEIGHT_FORMATS = ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "int8", "nvfp4", "mxfp4", "fp4", "int4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +47,14 @@ class ServeWorkload:
             column = getattr(self, name)
             if len(column) != n:
                 raise BadInput(f"{name} has {len(column):,} values for {n:,} arrivals; give one each")
-            if column.min() < 1 or column.max() > 10**9:
-                at = int(np.argmax((column < 1) | (column > 10**9)))
+            if column.min() < 1 or column.max() > MAX_TOKENS:
+                at = int(np.argmax((column < 1) | (column > MAX_TOKENS)))
                 raise BadInput(f"{name} of request {at} is {column[at]}; legal: 1 to 1e9")
-        if not np.all(np.isfinite(self.arrival_s)) or self.arrival_s[0] < 0 or self.arrival_s[-1] > 3e8:
-            raise BadInput("arrival_s must be finite, from 0 to 3e8 seconds")
+        if not np.all(np.isfinite(self.arrival_s)) or self.arrival_s[0] < 0 or self.arrival_s[-1] > MAX_ARRIVAL_S:
+            raise BadInput(
+                f"arrivals go from {self.arrival_s[0]:g} to {self.arrival_s[-1]:g} s; legal: from 0 to {MAX_ARRIVAL_S:,.0f} s; "
+                "take fewer requests or another rate"
+            )
         if np.any(np.diff(self.arrival_s) < 0):
             raise BadInput(f"arrival_s goes backwards at request {int(np.argmax(np.diff(self.arrival_s) < 0)) + 1}; sort by arrival")
         if len(self.priority) not in (0, n):
@@ -161,18 +167,18 @@ class EnginePlan:
 
     def __post_init__(self) -> None:
         limits = {"tp": 1024, "pp": 256, "dp": 1024, "ep": 4096, "cp": 1024}
-        limits |= {"max_num_seqs": 10**6, "token_budget": 10**8, "block_tokens": 4096, "kv_blocks": 10**10}
+        limits |= {"redundant_experts": 4096, "max_num_seqs": 10**6, "token_budget": 10**8, "block_tokens": 4096, "kv_blocks": 10**10}
         for name, high in limits.items():
             low = 1 if name in ("tp", "pp", "dp", "ep", "cp") else 0
             if not low <= getattr(self, name) <= high:
                 raise BadInput(f"{name}={getattr(self, name)} must be between {low} and {high:,}")
         if self.preemption not in ("recompute", "swap"):
             raise BadInput(f"preemption={self.preemption!r} is not known; legal: recompute, swap")
-        if not 0 <= self.expert_skew <= 4 or not 0 <= self.redundant_experts <= 4096:
-            raise BadInput(
-                f"expert_skew={self.expert_skew:g} must be from 0 to 4 (Zipf exponent), "
-                f"redundant_experts={self.redundant_experts} from 0 to 4,096"
-            )
+        for name, value in (("weight_dtype", self.weight_dtype), ("expert_dtype", self.expert_dtype or self.weight_dtype)):
+            if value not in WEIGHT_FORMATS:
+                raise BadInput(f"{name}={value[:40]!r} is not known; legal: {', '.join(WEIGHT_FORMATS)}")
+        if not 0 <= self.expert_skew <= 4:
+            raise BadInput(f"expert_skew={self.expert_skew:g} must be from 0 to 4 (Zipf exponent)")
         if self.kv_tiers and not self.prefix_cache:
             raise BadInput("KV tiers keep prompt blocks for reuse: turn the prefix cache on, or drop the tiers")
         n_ffn = self.attention_ffn.n_ffn_gpus if self.attention_ffn else 0

@@ -74,6 +74,16 @@ def parse_tokens(text: str) -> int:
     return int(value)
 
 
+def show_number(value: float, digits: int = 3) -> str:
+    """A number for people with so many significant digits: ``2,070``, ``12.6``, ``0.000216``; an exponent only beyond 1e-6 and 1e15."""
+    if not 1e-6 <= abs(value) < 1e15:
+        return f"{value:.{digits}g}"
+    rounded = float(f"{value:.{digits}g}")
+    places = max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)
+    text = f"{rounded:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def show_bytes(value: float) -> str:
     """Bytes for people, in GiB: ``80.0 GiB``."""
     return f"{value / 2**30:,.1f} GiB"

@@ -9,6 +9,8 @@ import numpy as np
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import Floats64, Ints64, ServeWorkload
 
+DAY_S = 86400.0
+MAX_PERIODS = 2000
 ARRIVAL_STREAM, PROMPT_STREAM, OUTPUT_STREAM = range(3)
 
 
@@ -28,13 +30,18 @@ def gamma(n: int, rate_per_s: float, cv: float, seed: int = 0) -> Floats64:
     return np.cumsum(rng(seed, ARRIVAL_STREAM).gamma(1 / cv**2, cv**2 / rate_per_s, _count(n)))
 
 
-def diurnal(n: int, rate_per_s: float, swing_frac: float, period_s: float = 86400.0, seed: int = 0) -> Floats64:
+def diurnal(n: int, rate_per_s: float, swing_frac: float, period_s: float = DAY_S, seed: int = 0) -> Floats64:
     """Poisson arrivals whose rate is ``rate·(1 + swing·sin(2πt/period))``, by inverting the integrated rate on a fine grid."""
     _positive(rate_per_s=rate_per_s, period_s=period_s)
     if not 0 <= swing_frac <= 1:
         raise BadInput(f"swing_frac={swing_frac} must be between 0 and 1")
     due = np.cumsum(rng(seed, ARRIVAL_STREAM).exponential(1.0, _count(n)))
     span = due[-1] / rate_per_s + period_s
+    if span / period_s > MAX_PERIODS:
+        raise BadInput(
+            f"period_s={period_s:g} passes {span / period_s:,.0f} times before the last request, over the limit of {MAX_PERIODS:,}: "
+            "such a swing averages out; give a longer period or none"
+        )
     t = np.linspace(0, span, max(1024, int(span / period_s * 4096) + 1))
     turn = 2 * np.pi / period_s
     expected = rate_per_s * (t + swing_frac / turn * (1 - np.cos(turn * t)))
@@ -51,8 +58,8 @@ def burst(n: int, size: int, gap_s: float) -> Floats64:
 def lengths(n: int, mean: float, cv: float, seed: int = 0, stream: int = PROMPT_STREAM, largest: int = 10**9) -> Ints64:
     """Token counts of a log-normal with this mean and coefficient of variation (0: all equal), rounded, 1 to ``largest``."""
     _positive(mean=mean)
-    if cv < 0:
-        raise BadInput(f"cv={cv} must not be negative")
+    if not 0 <= cv <= 1e3:
+        raise BadInput(f"cv={cv} must be from 0 to 1000")
     sigma = float(np.sqrt(np.log1p(cv**2)))
     drawn = np.exp(rng(seed, stream).normal(np.log(mean) - sigma**2 / 2, sigma, _count(n))) if cv else np.full(_count(n), float(mean))
     return np.clip(np.rint(drawn), 1, largest).astype(np.int64)

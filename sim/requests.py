@@ -8,7 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..costmodels.step_times import PS
+from ..scenarios.errors import BadInput
 from ..scenarios.serving import ServeWorkload
+
+MAX_ARRIVAL_S = 8e6
+"""92 days: 64-bit picoseconds end after 106 days, and what waits must still be served."""
 
 
 class Requests:
@@ -41,6 +45,11 @@ def _column(values: NDArray[np.int64]) -> array[int]:
 
 
 def _ticks(seconds: NDArray[np.float64]) -> array[int]:
+    if seconds[-1] > MAX_ARRIVAL_S:
+        raise BadInput(
+            f"the last request arrives after {seconds[-1]:,.0f} s, over the {MAX_ARRIVAL_S:,.0f} s (92 days) of a run; "
+            "take fewer requests, or a higher rate"
+        )
     return _column(np.rint(seconds * PS).astype(np.int64))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
-import sys
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +15,25 @@ import click
 from click.core import ParameterSource
 
 from ..scenarios import registry
-from ..scenarios.errors import BadFile, BadInput, RoofplanError
+from ..scenarios.errors import BadFile, BadInput, CheckFailed, RoofplanError
 from ..scenarios.load import read_toml
+from ..scenarios.model import ModelSpec
+from ..scenarios.serving import ServeWorkload
 from ..scenarios.serving_text import AUTOSCALE_FORM, SPECULATION_FORM, TIER_FORM
-from ..scenarios.units import parse_quantity
+from ..scenarios.store import check_place, write_text
 from .deployment import simulate_deployment
 from .policies import POLICIES
 from .router import ROUTERS
-from .serve_flags import clients, deployment, engine_plan, window, workload
+from .serve_flags import clients, deployment, engine_plan, read, seconds, window, workload
 from .serve_result import ServeResult
 from .serve_show import show
 from .serving_frames import csv_text, request_columns
 from .serving_metrics import Slo, report
 from .serving_page import serving_page
 from .serving_trace import serving_trace
+
+OUTPUTS = {"--perfetto": "perfetto", "--html": "html", "--csv": "csv", "--json": "json_path"}
+"""Flag of each file that a run can write -> its parameter."""
 
 
 @click.command("simulate")
@@ -100,9 +104,9 @@ def simulate(ctx: click.Context, /, scenario: Path | None, **flags: Any) -> None
         if scenario is not None:
             flags |= scenario_flags(ctx, scenario)
         out, result = run(flags)
-        for path, text in files(flags, out, result):
-            write_whole(text, path, "--json" if path == flags["json_path"] else "the output file")
-        if flags["json_path"] != "-":
+        for flag, path, text in list(files(flags, out, result)):
+            write_text(text, path, flag)
+        if "-" not in [flags[name] for name in OUTPUTS.values()]:
             show(out)
     except RoofplanError as error:
         click.echo(f"error: {error}", err=True)
@@ -126,6 +130,8 @@ def scenario_flags(ctx: click.Context, path: Path) -> dict[str, Any]:
         if ctx.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
             continue
         try:
+            if "\0" in str(value):
+                raise click.BadParameter(f"{str(value)[:40]!r} holds a NUL character; take it out")
             found[option.name] = option.type_cast_value(ctx, value if isinstance(value, (bool, int, float)) else str(value))
         except click.BadParameter as error:
             raise BadFile(f"{path}: {key}: {error.message}") from None
@@ -144,38 +150,70 @@ def run(flags: dict[str, Any]) -> tuple[dict[str, Any], ServeResult]:
     work = workload(flags)
     plan = engine_plan(flags, model)
     chosen = deployment(flags, plan, cluster)
-    slo = Slo(**{f"{name}_s": parse_quantity(flags[name], "_s") for name in ("ttft", "tpot", "e2e") if flags[name]})
+    slo = Slo(**{f"{name}_s": read(flags, name, seconds, math.inf) for name in ("ttft", "tpot", "e2e")})
     window(flags["window"])
+    check_outputs(flags)
     wants_log = bool(flags["perfetto"] or flags["html"])
-    result = simulate_deployment(model, cluster, chosen, work, seed=flags["seed"], clients=clients(flags), log=wants_log)
+    try:
+        result = simulate_deployment(model, cluster, chosen, work, seed=flags["seed"], clients=clients(flags), log=wants_log)
+    except OverflowError:
+        raise BadInput("the run takes over 100 days, more than the simulator's clock holds; take fewer requests, or more GPUs") from None
+    if len(result.rejected) == len(work):
+        raise CheckFailed(unserved(work, result))
     out = report(result, cluster, registry.accelerator(cluster.gpu), slo, time.perf_counter() - started)
-    return {"model": model.name, "trace": work.source, "plan": dataclasses.asdict(plan), **out}, result
+    said = {"model": model.name, "trace": work.source, "plan": dataclasses.asdict(plan), "notes": notes(work, model, result)}
+    return said | out, result
 
 
-def files(flags: dict[str, Any], out: dict[str, Any], result: ServeResult) -> Iterator[tuple[str, str]]:
-    """(path, text) of every file that was asked for; each text is whole before anything is written."""
+def unserved(work: ServeWorkload, result: ServeResult) -> str:
+    """Why a deployment serves none of its requests."""
+    shortest = int((work.prompt_tokens + work.output_tokens).min())
+    room = min(int(pool.memory.kv_bytes / pool.memory.kv_bytes_per_token) for pool in result.pools)
+    what = f"none of the {len(work):,} requests can be served: "
+    if shortest <= room:
+        return (
+            f"{what}no step can carry a whole prompt of {int(work.prompt_tokens.min()):,} tokens; raise --chunk, or take --policy vllm-v1"
+        )
+    return (
+        f"{what}the shortest needs {shortest:,} tokens of KV cache and a replica holds {room:,}; "
+        "add GPUs to a replica (--tp), take a smaller --kv-dtype, or shorten the requests"
+    )
+
+
+def notes(work: ServeWorkload, model: ModelSpec, result: ServeResult) -> list[str]:
+    """What a reader of the figures should know besides."""
+    found = []
+    longest = int((work.prompt_tokens + work.output_tokens).max())
+    if longest > model.max_seq_tokens:
+        found.append(f"the longest request, {longest:,} tokens, is beyond the {model.max_seq_tokens:,} that {model.name} was made for")
+    if n := len(result.rejected):
+        found.append(f"{n:,} of {len(work):,} requests are longer than a replica can hold; they were turned away and count in no latency")
+    return found
+
+
+def files(flags: dict[str, Any], out: dict[str, Any], result: ServeResult) -> Iterator[tuple[str, str, str]]:
+    """(flag, path, text) of every file that was asked for; each text is whole before anything is written."""
     if flags["perfetto"]:
         trace = serving_trace(result, result.logs, window(flags["window"]))
-        yield flags["perfetto"], json.dumps(trace, allow_nan=False)
+        yield "--perfetto", flags["perfetto"], json.dumps(trace, allow_nan=False)
     if flags["html"]:
-        yield flags["html"], serving_page(out, result, result.logs)
+        yield "--html", flags["html"], serving_page(out, result, result.logs)
     if flags["csv"]:
-        yield flags["csv"], csv_text(request_columns(result))
+        yield "--csv", flags["csv"], csv_text(request_columns(result))
     if flags["json_path"]:
-        yield flags["json_path"], json.dumps(out, indent=2) + "\n"
+        yield "--json", flags["json_path"], json.dumps(out, indent=2, allow_nan=False) + "\n"
 
 
-def write_whole(text: str, path: str, what: str) -> None:
-    """To stdout for ``-``, else to a file that appears whole or not at all; BadInput when it cannot be written."""
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    target = Path(path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, target)
-    except OSError as error:
-        raise BadInput(f"{what} {path}: cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
+def check_outputs(flags: dict[str, Any]) -> None:
+    """BadInput, before anything runs, where two outputs go to one place, a place cannot be written, or --window has nothing to cut."""
+    if flags["window"] and not flags["perfetto"]:
+        raise BadInput("--window is the part of the run that --perfetto shows; give --perfetto FILE, or drop it")
+    places: dict[str, str] = {}
+    for flag, name in OUTPUTS.items():
+        if flags[name] is None:
+            continue
+        if flags[name] in places:
+            where = "standard output" if flags[name] == "-" else flags[name]
+            raise BadInput(f"{places[flags[name]]} and {flag} both write to {where}; give each a file of its own")
+        places[flags[name]] = flag
+        check_place(flags[name], flag)

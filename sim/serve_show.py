@@ -8,30 +8,35 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..scenarios.units import show_bytes
+from ..scenarios.units import show_bytes, show_number
 
 
 def show(out: Mapping[str, Any]) -> None:
-    """Latencies, rates, pools and costs of a run, from its stable JSON form; says first whether the system was overloaded."""
+    """Latencies, rates, pools and costs of a run, from its stable JSON form; says first whether the system was overloaded.
+
+    Answers of one token have no time between tokens: a dash.
+    """
     console = Console()
     title = f"{out['model']} on {out['n_gpus']} x {out['gpu']}: {out['n_requests']:,} requests, {out['n_iterations']:,} steps"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("latency", "mean", "p50", "p90", "p95", "p99", "p99.9"):
         table.add_column(column, justify="left" if column == "latency" else "right")
+    single = not out["tpot_s"]["mean"]
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
-        table.add_row(name.removesuffix("_s").upper(), *(_seconds(v) for v in out[name].values()))
+        absent = single and name in ("tpot_s", "itl_s")
+        table.add_row(name.removesuffix("_s").upper(), *("-" if absent else _seconds(v) for v in out[name].values()))
     if out["saturated"]:
         growth = out["saturation"]["growth"]
         console.print(f"[bold red]overloaded[/]: TTFT grows by {growth:.2f} s every second; these averages never settle")
     console.print(table)
-    for line in _lines(out):
+    for line in [*_lines(out), *(f"Note: {note}" for note in out["notes"])]:
         console.print(line, highlight=False, markup=False)
 
 
 def _lines(out: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{out['output_tokens_per_s']:,.0f} output + {out['prompt_tokens_per_s']:,.0f} prompt tokens/s, "
-        f"goodput {out['goodput_per_s']:.3g} requests/s, busy {out['busy_frac']:.0%}",
+        f"goodput {show_number(out['goodput_per_s'])} requests/s, busy {out['busy_frac']:.0%}",
         f"{out['preemptions']:,} preemptions, {out['n_rejected']:,} rejected, KV {show_bytes(out['kv_bytes'])} a GPU",
     ]
     if len(out["pools"]) > 1:
@@ -49,7 +54,7 @@ def _lines(out: Mapping[str, Any]) -> list[str]:
         lines.append(f"replicas: at most {most}, {out['gpu_s'] / 3600:,.1f} GPU hours paid")
     if out["cost_usd_per_mtoken"]:
         cost, energy = out["cost_usd_per_mtoken"], out["energy_j_per_token_at_tdp"]
-        lines.append(f"{cost:.3g} USD per million output tokens on demand, at most {energy:.3g} J a token")
+        lines.append(f"{show_number(cost)} USD per million output tokens on demand, at most {show_number(energy)} J a token")
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..scenarios.errors import BadInput
+from ..scenarios.units import show_number
 from .serve_result import ServeResult
 from .serving_frames import levels_over_time, over_time
 from .serving_metrics import latencies
@@ -61,12 +62,12 @@ def summary(out: Mapping[str, Any]) -> str:
     facts = {
         "requests served": f"{out['n_requests'] - out['n_rejected']:,} of {out['n_requests']:,}",
         "output tokens a second": f"{out['output_tokens_per_s']:,.0f}",
-        "goodput, requests a second": f"{out['goodput_per_s']:.3g}",
+        "goodput, requests a second": show_number(out["goodput_per_s"]),
         "preemptions": f"{out['preemptions']:,}",
         "prompt tokens found cached": f"{out['cache_hit_frac']:.1%}",
         "replicas busy": f"{out['busy_frac']:.0%}",
-        "USD per million output tokens": f"{out['cost_usd_per_mtoken']:.3g}",
-        "joules a token, at most": f"{out['energy_j_per_token_at_tdp']:.3g}",
+        "USD per million output tokens": show_number(out["cost_usd_per_mtoken"]),
+        "joules a token, at most": show_number(out["energy_j_per_token_at_tdp"]),
     }
     facts_rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts.items())
     return f"{warning}<table><tr><th></th>{head}</tr>{rows}</table><table>{facts_rows}</table>"

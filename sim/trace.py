@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..scenarios.errors import BadInput
+from ..scenarios.store import write_files
 from .schedule import KIND_NAMES, NONE
 from .training import Replay
 
@@ -62,14 +61,7 @@ def chrome_trace(lanes: Sequence[str], spans: Iterable[Span], process: str = "ro
 
 def write_trace(path: Path, trace: dict[str, Any]) -> None:
     """Write a trace whole or not at all; BadInput if the folder cannot be written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(trace, allow_nan=False), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise BadInput(f"{path}: the trace cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    write_files({path: json.dumps(trace, allow_nan=False).encode()}, "--perfetto")
 
 
 def write_training_trace(replay: Replay, path: Path) -> None:

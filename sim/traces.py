@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from ..scenarios.errors import BadFile
 from ..scenarios.serving import MAX_REQUESTS, ServeWorkload
 
 MAX_TRACE_BYTES = 4 * 2**30
+MAX_LINE_CHARS = 16 * 2**20
+MAX_BENCHMARK_BYTES = 2**30
+"""A JSON document is read whole; a table line by line."""
 Row = tuple[float, int, int]
 """Arrival in seconds on any clock, prompt tokens, output tokens."""
 
@@ -38,6 +41,8 @@ def read_trace(path: Path) -> ServeWorkload:
             return _workload(path, _benchmark(path))
     except UnicodeDecodeError as error:
         raise BadFile(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except csv.Error as error:
+        raise BadFile(f"{path}: not a CSV table: {error}") from None
     except (OSError, ValueError) as error:
         raise BadFile(f"{path}: cannot be read: {error}") from None
     raise BadFile(f"{path}: {path.suffix or 'no'} extension is not a trace's; legal: .csv, .jsonl, .json")
@@ -61,9 +66,19 @@ def _workload(path: Path, rows: list[Row], blocks: list[list[int]] | None = None
     )  # fmt: skip
 
 
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Lines as they are read; BadFile for one so long that the file is no table of requests."""
+    number = 0
+    while line := file.readline(MAX_LINE_CHARS):
+        number += 1
+        if len(line) == MAX_LINE_CHARS:
+            raise BadFile(f"{path}: line {number} is over the limit of {MAX_LINE_CHARS:,} characters; is this a trace?")
+        yield line
+
+
 def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(_lines(file, path))
         header = next(lines, [])
         known = next((k for k in CSV_FORMATS if set(k) <= set(header)), None)
         if known is None:
@@ -71,7 +86,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             raise BadFile(f"{path}: line 1: columns {','.join(header)[:120]!r} are of no known trace; legal: {legal}")
         clock, *counts = known
         columns = [header.index(name) for name in known]
-        for number, cells in enumerate(lines, 2):
+        for cells in lines:
+            number = lines.line_num
             if not cells:
                 continue
             if len(cells) < len(header):
@@ -110,6 +126,8 @@ def _tokens(value: Any, where: str) -> int:
     """A token count; counts of 0 occur in public traces (a failed answer) and are kept as given."""
     try:
         number = float(value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
         raise BadFile(f"{where}={str(value)[:60]!r} is not a number of tokens") from None
     if not 0 <= number <= 1e9 or number != int(number) or isinstance(value, bool):
@@ -128,8 +146,8 @@ MOONCAKE_BLOCK_TOKENS = 512
 def _json_lines(path: Path) -> ServeWorkload:
     rows: list[Row] = []
     blocks: list[list[int]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(_lines(file, path), 1):
             if not line.strip():
                 continue
             where = f"{path}: line {number}"
@@ -148,8 +166,8 @@ def _json_lines(path: Path) -> ServeWorkload:
             rows.append((at, max(prompt, 1), max(output, 1)))
             ids = record.get("hash_ids")
             if ids is not None:
-                if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-                    raise BadFile(f"{where}: hash_ids must be a list of whole numbers")
+                if not isinstance(ids, list) or not all(type(i) is int and -(2**63) <= i < 2**63 for i in ids):
+                    raise BadFile(f"{where}: hash_ids must be a list of whole numbers of 64 bits")
                 blocks.append(ids)
     if blocks and len(blocks) != len(rows):
         raise BadFile(f"{path}: {len(blocks)} of {len(rows)} requests have hash_ids; give all or none")
@@ -177,21 +195,28 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{where}: not JSON ({str(error)[:80]}); is the file cut off?") from None
+        raise BadFile(f"{where}: not JSON ({_reason(error)}); is the file cut off?") from None
     if not isinstance(record, dict):
         raise BadFile(f"{where}: not a JSON object")
     return record
 
 
+def _reason(error: Exception) -> str:
+    """Why a document was refused, in the words of its reader where they are short."""
+    return "it is nested too deep" if isinstance(error, RecursionError) else str(error).split(":")[0].split("(")[0].strip()
+
+
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
         raise BadFile(f"{where}={str(value)[:60]} is not a finite number")
     return float(value)
 
 
 def _benchmark(path: Path) -> list[Row]:
     """Requests of a benchmark result: vLLM's ``--save-detailed`` JSON, or guidellm's."""
-    record = _object(path.read_text(encoding="utf-8"), str(path))
+    if path.stat().st_size > MAX_BENCHMARK_BYTES:
+        raise BadFile(f"{path}: {path.stat().st_size:,} bytes is over the limit of {MAX_BENCHMARK_BYTES:,} for a benchmark result")
+    record = _object(path.read_text(encoding="utf-8-sig"), str(path))
     if "input_lens" in record and "output_lens" in record:
         return _vllm_bench(path, record)
     if "benchmarks" in record:
@@ -203,9 +228,11 @@ def _benchmark(path: Path) -> list[Row]:
 
 def _vllm_bench(path: Path, record: dict[str, Any]) -> list[Row]:
     prompts, outputs = record["input_lens"], record["output_lens"]
+    if not (isinstance(prompts, list) and isinstance(outputs, list)):
+        raise BadFile(f"{path}: input_lens and output_lens must be lists")
     starts = record.get("start_times") or [0.0] * len(prompts)
-    if not (isinstance(prompts, list) and isinstance(outputs, list) and len(prompts) == len(outputs) == len(starts)):
-        raise BadFile(f"{path}: input_lens, output_lens and start_times differ in length")
+    if not (isinstance(starts, list) and len(prompts) == len(outputs) == len(starts)):
+        raise BadFile(f"{path}: input_lens, output_lens and start_times must be lists of one length")
     return [
         (_number(s, f"{path}: start_times[{i}]"), _tokens(p, f"{path}: input_lens[{i}]"), _tokens(o, f"{path}: output_lens[{i}]"))
         for i, (s, p, o) in enumerate(zip(starts, prompts, outputs, strict=True))
@@ -215,12 +242,19 @@ def _vllm_bench(path: Path, record: dict[str, Any]) -> list[Row]:
 
 def _guidellm(path: Path, record: dict[str, Any]) -> list[Row]:
     rows = []
-    for b, bench in enumerate(record["benchmarks"]):
+    for b, bench in enumerate(_list(record["benchmarks"], f"{path}: benchmarks")):
         requests = bench.get("requests", {}) if isinstance(bench, dict) else {}
-        for i, one in enumerate(requests.get("successful", []) if isinstance(requests, dict) else []):
+        found = requests.get("successful", []) if isinstance(requests, dict) else []
+        for i, one in enumerate(_list(found, f"{path}: benchmarks[{b}].requests.successful")):
             where = f"{path}: benchmarks[{b}].requests.successful[{i}]"
             if not isinstance(one, dict) or "start_time" not in one:
                 raise BadFile(f"{where}: has no start_time")
             prompt, output = (_tokens(one.get(k), f"{where}: {k}") for k in ("prompt_tokens", "output_tokens"))
             rows.append((_number(one["start_time"], f"{where}: start_time"), max(prompt, 1), max(output, 1)))
     return rows
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadFile(f"{where} must be a list")
+    return value

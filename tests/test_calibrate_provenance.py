@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
-from roofplan.calibrate.provenance import save, to_toml, write_whole
+from roofplan.calibrate.provenance import save, to_toml
 from roofplan.scenarios.calibration import Calibration, FamilyFit, read_calibration
 
 FIT = FamilyFit(
@@ -43,12 +42,3 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_text_is_stable() -> None:
     assert to_toml(calibration()) == to_toml(calibration())
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    with pytest.raises(OSError, match="No such file"):
-        write_whole({path: b"new", tmp_path / "missing" / "b": b"new"})
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]

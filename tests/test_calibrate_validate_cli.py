@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from roofplan.calibrate import validate_cli
-from roofplan.calibrate.validate_cli import validate, write_whole
-from roofplan.scenarios.errors import BadInput
+from roofplan.calibrate.validate_cli import validate
 
 SIX = ("bigmac-volume", "bigmac-flops", "bigmac-params")
 SMALL = Path(__file__).parent / "data" / "training" / "small.csv"
@@ -99,17 +98,3 @@ def test_a_broken_table_names_the_line(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "line 6: " in done.stderr
     assert not (tmp_path / "out.json").exists()
-
-
-def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    write_whole(path, "old")
-
-    def refuse(*_: object) -> None:
-        raise OSError("no")
-
-    monkeypatch.setattr(validate_cli.os, "replace", refuse)
-    with pytest.raises(BadInput):
-        write_whole(path, "new")
-    assert path.read_text(encoding="utf-8") == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -75,7 +75,10 @@ def test_files_are_complete_or_absent(call: Any, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     code, _, err = call(*BASE, "--json", str(tmp_path / "no" / "where.json"))
     assert code == 2
-    assert err == f"error: '{tmp_path}/no/where.json': cannot be written: No such file or directory\n"
+    assert err == (
+        f"error: --json {tmp_path}/no/where.json: cannot be written: there is no folder {tmp_path}/no; "
+        "name a file in a folder that exists\n"
+    )
 
 
 def test_nothing_fits_is_an_answer_with_exit_code_1(call: Any) -> None:

@@ -137,7 +137,7 @@ def test_a_million_tokens_say_that_positions_are_stretched(capsys):
         ({"seq_tokens": 4096}, "--seq is for training and is not used by plan --task serve; give --isl and --osl instead"),
         ({"micro_batch": 1}, "--micro-batch is for training .* drop it"),
         ({"scenario": "x.toml"}, "--scenario is for training"),
-        ({"rate": "fast"}, "--rate fast must be a number of requests a second, more than 0"),
+        ({"rate": "fast"}, "--rate fast must be a number of requests a second, from 0.001 to 1,000,000"),
         ({"rate": "0"}, "--rate 0 must be"),
         ({"concurrency": "1.5"}, "--concurrency 1.5 must be a whole number of clients"),
         ({"rate": "1", "concurrency": "4"}, "--rate and --concurrency both say how requests arrive"),

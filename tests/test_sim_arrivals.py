@@ -62,7 +62,7 @@ def test_a_trace_asked_for_more_requests_than_it_has_repeats():
         (lambda: arrivals.poisson(5, 0), "rate_per_s=0 must be more than 0"),
         (lambda: arrivals.diurnal(5, 1, 2), "swing_frac=2 must be between 0 and 1"),
         (lambda: arrivals.burst(5, 0, 1), "burst of 0"),
-        (lambda: arrivals.lengths(5, 10, -1), "cv=-1 must not be negative"),
+        (lambda: arrivals.lengths(5, 10, -1), "cv=-1 must be from 0 to 1000"),
         (lambda: arrivals.uniform_lengths(5, 3, 2), "lengths from 3 to 2"),
     ],
 )

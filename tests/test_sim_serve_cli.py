@@ -47,10 +47,11 @@ def test_more_gpus_are_more_replicas_and_tp_makes_fewer():
         (["--model", "llama3-8b"], "no workload: give --trace FILE"),
         ([*BASE, "--trace", "x.csv"], "both say what the requests are"),
         (["--model", "llama3-8b", "--trace", "none.csv"], "none.csv: not a file"),
-        ([*BASE, "--tp", "3"], "not a whole number of replicas"),
+        ([*BASE, "--tp", "3"], "--tp 3 does not divide the 32 heads of llama3-8b; legal: 1, 2, 4, 8, 16, 32"),
+        ([*BASE, "--tp", "2", "--gpus", "3"], "gpus=3 is not a whole number of replicas of 2 GPUs"),
         ([*BASE, "--chunk", "16"], "max_num_seqs=256 is over the token budget of 16"),
         ([*BASE, "--kv-dtype", "bf17"], "kv_dtype='bf17' is not known"),
-        ([*BASE, "--rate", "-1"], "rate_per_s=-1.0 must be more than 0"),
+        ([*BASE, "--rate", "-1"], "--rate -1 must be from 0.000001 to 1,000,000,000"),
         ([*BASE, "--ttft", "2 apples"], "is not a number with a unit"),
         ([*BASE, "--engine", "nope"], "unknown serving engine 'nope'"),
         ([*BASE, "--json", "no/such/dir/x.json"], "cannot be written"),
@@ -117,6 +118,7 @@ def test_scenario_file_gives_what_the_flags_do_not(tmp_path):
         ("modle = 1", "unknown key 'modle'; did you mean model"),
         ("seed = -1", "seed: -1 is not in the range"),
         ("seed", "TOML"),
+        ('trace = "a\\u0000b"', "trace: 'a\\x00b' holds a NUL character"),
     ):
         scenario.write_text(text)
         result = call(str(scenario))

@@ -150,7 +150,7 @@ def test_page_says_when_the_system_is_overloaded(result: ServeResult) -> None:
         (["--kv-tier", "host:1GB"], "--kv-tier 'host:1GB' is not NAME:CAPACITY:RATE"),
         (["--speculation", "luck:1:1"], "'luck' is not known; legal: chain, tree, mtp"),
         (["--autoscale", "1:2:8", "--prefill", "1"], "autoscaling covers replicas that do both prefill and decode"),
-        (["--burst", "4:1s"], "--burst, --rate and --concurrency each say when requests come; give one of them"),
+        (["--burst", "4:1s"], "--burst and --rate both say when requests come; give one of them"),
         (["--concurrency", "4"], "--rate and --concurrency both say when requests come"),
         (["--think", "2s"], "--think is the pause of clients that wait for their answers"),
         (["--html", "/nowhere/at/all.html"], "cannot be written"),

@@ -88,7 +88,7 @@ def test_mooncake_blocks_follow_their_request(tmp_path):
         ("a.jsonl", MOONCAKE + '{"timestamp": 3, "input_length": 1, "output_length": 1}\n', "2 of 3 requests have hash_ids"),
         ("a.jsonl", '{"timestamp": 3, "input_length": 1, "output_length": 1, "hash_ids": "x"}\n', "line 1: hash_ids must be a list"),
         ("a.json", "{}", "of no known benchmark"),
-        ("a.json", '{"input_lens": [1], "output_lens": []}', "differ in length"),
+        ("a.json", '{"input_lens": [1], "output_lens": []}', "must be lists of one length"),
         ("a.json", '{"benchmarks": [{"requests": {"successful": [{}]}}]}', r"successful\[0\]: has no start_time"),
         ("a.txt", "x", ".txt extension is not a trace's"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 from ....scenarios.serving import EnginePlan
 from ....scenarios.serving_parts import Speculation
-from ....scenarios.units import show_tokens
+from ....scenarios.units import show_number, show_tokens
 from ..target import CannotExpress
 from .bench import curve
 from .job import Role, ServeJob, limits
@@ -39,12 +39,12 @@ def _prediction(job: ServeJob) -> str:
     facts = job.predicted
     error = f" ± {facts['error_frac']:.0%}" if facts.get("error_frac") else ""
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "requests a second within the promises": ("goodput_per_s", lambda v: f"{v:,.4g}{error}"),
-        "requests a second asked for": ("rate_per_s", lambda v: f"{v:,.4g}"),
+        "requests a second within the promises": ("goodput_per_s", lambda v: f"{show_number(v, 4)}{error}"),
+        "requests a second asked for": ("rate_per_s", lambda v: show_number(v, 4)),
         "TTFT, mean": ("ttft_s", lambda v: f"{v * 1e3:,.0f} ms"),
         "TPOT, mean": ("tpot_s", lambda v: f"{v * 1e3:,.1f} ms"),
         "output tokens a second and GPU": ("output_tokens_per_s_per_gpu", lambda v: f"{v:,.0f}"),
-        "cost": ("cost_usd_per_mtoken", lambda v: f"${v:,.4g} per million output tokens"),
+        "cost": ("cost_usd_per_mtoken", lambda v: f"${show_number(v, 4)} per million output tokens"),
     }
     rows = [f"| {name} | {show(facts[key])} |" for name, (key, show) in shown.items() if facts.get(key) is not None]
     rows += [f"| promised {name.removesuffix('_s').upper()} | {value * 1e3:,.0f} ms |" for name, value in job.slo.items()]
@@ -117,8 +117,8 @@ def _check(job: ServeJob) -> str:
         heads = [name.replace("_s_", " ").replace("ttft", "TTFT").replace("tpot", "TPOT") + " ms" for name in names]
         text += f"\n| requests/s | {' | '.join(heads)} |\n|{'---|' * (len(names) + 1)}\n" if names else ""
         for row in rows if names else ():
-            cells = [f"{row[name] * 1e3:,.4g}" if name in row else "" for name in names]
-            text += f"| {row['rate_per_s']:,.4g} | {' | '.join(cells)} |\n"
+            cells = [show_number(row[name] * 1e3, 4) if name in row else "" for name in names]
+            text += f"| {show_number(row['rate_per_s'], 4)} | {' | '.join(cells)} |\n"
     spec = job.deployment.plan.speculation
     if spec and spec.method != "tree":
         text += (
