@@ -15,15 +15,17 @@ class Unusable(Exception):
 def formats(model: str, label: str, weights: str, experts: str) -> tuple[str, str]:
     """(format of the weights, of the experts or '' if the same) of the checkpoint that a table calls ``weights`` and ``experts``.
 
-    gpt-oss ships 16-bit weights and MXFP4 experts. The 8-bit checkpoints of DeepSeek, Kimi and MiniMax, and Qwen's own, are scaled by
-    blocks of 128 x 128. 4-bit DeepSeek and Kimi keep attention in 16 bits. Source: the checkpoints' quantisation settings.
+    gpt-oss ships 16-bit weights and MXFP4 experts. The 8-bit checkpoints of DeepSeek, Kimi, GLM-5 and MiniMax, and Qwen's own, are scaled
+    by blocks of 128 x 128. 4-bit DeepSeek, Kimi, GLM-5 and Qwen3.5 keep attention in 16 bits. Source: the checkpoints' quantisation
+    settings.
     """
     if model.startswith("gpt-oss"):
         return "bf16", "mxfp4"
-    latent = registry.model(model).is_mla
-    if weights in ("fp8", "fp8_block") and (latent or model.startswith("minimax") or re.match(r"Qwen/.*-FP8$", label)):
+    spec = registry.model(model)
+    wide = spec.is_mla or bool(spec.linear_attention)
+    if weights in ("fp8", "fp8_block") and (wide or model.startswith("minimax") or re.match(r"Qwen/.*-FP8$", label)):
         return "fp8_block", ""
-    if latent and (experts or weights) in ("nvfp4", "int4"):
+    if wide and (experts or weights) in ("nvfp4", "int4"):
         return "bf16", experts or weights
     return weights, "" if experts == weights else experts
 

@@ -13,7 +13,7 @@ from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from .serving_formats import Unusable, cache_format, dtype_named, formats
-from .serving_recipes import ALWAYS_DATED, SPECULATED, Recipe, Run, inferencex, undated
+from .serving_recipes import ALWAYS_DATED, Recipe, Run, inferencex, speculated, undated
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
@@ -207,10 +207,11 @@ def _launched(
     engine, recipe = engine_profile(framework, version), undated(framework, str(version))
     if date:
         family = engine.partition("-")[0]
-        if family == "trtllm" and registry.model(model).n_mtp_layers and date in SPECULATED:
-            raise Unusable(f"speculative decoding with an unpublished acceptance rate ({SPECULATED[date]})")
         four = "nvfp4" in (dtype, experts)
-        run = Run(engine=family, model=model, gpu=gpu, four_bit=four, tp=tp, isl=isl, osl=osl, concurrency=clients, date=date, dp=dp)
+        asked = {"tp": tp, "dp": dp, "ep": ep, "isl": isl, "osl": osl, "concurrency": clients}
+        run = Run(engine=family, model=model, gpu=gpu, four_bit=four, weights=dtype, date=date, **asked)
+        if why := speculated(run, str(version)):
+            raise Unusable(f"speculative decoding with an unpublished acceptance rate ({why})")
         recipe = inferencex(run)
         engine = engine_profile(framework, version, asynchronous=recipe.asynchronous)
     profile = serving_engine(engine)
@@ -221,6 +222,7 @@ def _launched(
         weight_dtype=dtype,
         expert_dtype=experts,
         kv_dtype=recipe.kv_dtype or cache_format(dtype, engine),
+        state_dtype=recipe.state_dtype or "fp32",
         engine=engine,
         token_budget=profile.of_all_ranks(recipe.token_budget, dp),
         max_num_seqs=profile.of_all_ranks(recipe.max_num_seqs, dp),

@@ -16,8 +16,6 @@ from ..sim.replica_kind import replica_model
 from .closed_loop import closed_loop
 from .serving_points import ServePoint
 
-WAVES = 10
-"""Requests per client of a closed-loop benchmark (InferenceX sends ten per concurrency)."""
 OFFLINE_REQUESTS = 2000
 """Requests of a maximum-throughput run: enough that filling and draining the batch no longer shows."""
 
@@ -31,7 +29,7 @@ def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str,
     clients = point.concurrency or OFFLINE_REQUESTS
     per_replica = -(-clients // replicas)
     looped = point.concurrency > 0 and not point.static_batch
-    n = max(per_replica * WAVES, 20) if looped else per_replica
+    n = max(per_replica * point.recipe.waves, 20) if looped else per_replica
     low = point.recipe.lengths_low_frac
     prompt = uniform_lengths(n, max(1, round(point.isl * low)), point.isl, stream=PROMPT_STREAM)
     output = uniform_lengths(n, max(1, round(point.osl * low)), point.osl, stream=OUTPUT_STREAM)

@@ -1,9 +1,9 @@
 """How public benchmark suites launched their engines: limits, cache formats, and how new requests are let in.
 
 Source: SemiAnalysisAI/InferenceX (formerly InferenceMAX), ``benchmarks/*.sh`` at 9596d23d7 (2025-10, Llama 70B), 700f3054b (2025-11) and
-0f78cf4eb (2026-03), and their later versions to 2026-04-25. Every run:
-prompts and answers of 80 to 100 % of the nominal length, ten requests a client, all clients at once, answers cut only by length, no
-prefix cache.
+0f78cf4eb (2026-03), and their later versions to 2026-04-25; those of Qwen3.5 and GLM-5 at 9dc87a68c, f65d6b4b1, efd49e50b, ebb48d4bc,
+13930ca61, d43805fc3 and 48d35c480. Every run: prompts and answers of 80 to 100 % of the nominal length, ten requests a client (GLM-5 on
+H200 five), all clients at once, answers cut only by length, no prefix cache.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ class Recipe:
     batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
     enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
     unasked.
+    ``waves`` is how many requests each client sends.
     """
 
     token_budget: int = 0
     max_num_seqs: int = 0
     kv_dtype: str = ""
+    state_dtype: str = ""
+    waves: int = 10
     memory_utilization_frac: float = 0.0
     largest_graph: int = 0
     poll_steps: int = 0
@@ -47,7 +50,9 @@ class Run:
     model: str
     gpu: str
     four_bit: bool
+    weights: str
     tp: int
+    ep: int
     isl: int
     osl: int
     concurrency: int
@@ -78,10 +83,13 @@ def undated(framework: str, version: str) -> Recipe:
 
 
 IN_STEP = (("sglang", "0.5.1."),)
-ALWAYS_DATED = {"kimi-k2": "2026-03"}
+ALWAYS_DATED = {"kimi-k2": "2026-03", "qwen3.5-397b-a17b": "2026-03", "glm-5": "2026-03"}
 """Models that only InferenceX measured, for rows that lost their date."""
 
-FAMILIES = (("llama", "llama"), ("gpt-oss", "gpt-oss"), ("deepseek", "deepseek"), ("kimi", "kimi"), ("minimax", "minimax"))
+FAMILIES = (
+    ("llama", "llama"), ("gpt-oss", "gpt-oss"), ("deepseek", "deepseek"), ("kimi", "kimi"), ("minimax", "minimax"), ("qwen3.5", "qwen3.5"),
+    ("glm-5", "glm-5"),
+)  # fmt: skip
 
 
 def _llama_vllm(run: Run) -> dict[str, object]:
@@ -149,7 +157,30 @@ def _minimax_vllm(run: Run) -> dict[str, object]:
     return {"memory_utilization_frac": 0.95, "expert_parallel": True}
 
 
+def _qwen35_sglang(run: Run) -> dict[str, object]:
+    poll = 30 if run.concurrency >= 16 else 10
+    if run.gpu == "h200":
+        return {"token_budget": 16384, "max_num_seqs": 128, "kv_dtype": "fp8", "state_dtype": "bf16", "memory_utilization_frac": 0.8}
+    plain: dict[str, object] = {"token_budget": 32768, "max_num_seqs": 128, "poll_steps": poll, "memory_utilization_frac": 0.82}
+    if run.weights == "bf16":
+        return plain
+    if run.four_bit:
+        return plain | {"kv_dtype": "fp8", "poll_steps": 30, "memory_utilization_frac": 0.85}
+    return plain | {"kv_dtype": "fp8", "state_dtype": "bf16"}
+
+
+def _glm5_sglang(run: Run) -> dict[str, object]:
+    if run.gpu == "h200":
+        return {"memory_utilization_frac": 0.85, "waves": 5}
+    seats = {"max_num_seqs": run.concurrency, "kv_dtype": "fp8"}  # 8-bit caches are SGLang's default for DSA on Blackwell
+    if run.four_bit:
+        return seats | {"token_budget": 131072, "memory_utilization_frac": 0.8}
+    return seats | {"token_budget": 32768, "memory_utilization_frac": 0.85}
+
+
 SCRIPTS = {
+    ("sglang", "qwen3.5"): _qwen35_sglang,
+    ("sglang", "glm-5"): _glm5_sglang,
     ("vllm", "kimi"): _kimi_vllm,
     ("vllm", "minimax"): _minimax_vllm,
     ("vllm", "llama"): _llama_vllm,
@@ -166,3 +197,16 @@ SPECULATED = {
     "2026-02-06": "pull request 642: MTP update of DeepSeek-R1 FP4",
 }
 """Days on which InferenceX measured its TensorRT-LLM DeepSeek runs with multi-token prediction, which its tables do not say."""
+
+
+def speculated(run: Run, version: str) -> str:
+    """Why a run counts as speculative decoding of unpublished acceptance though its table does not say so; '' if it does not."""
+    if run.engine == "trtllm" and run.model.startswith("deepseek"):
+        return SPECULATED.get(run.date, "")
+    if run.engine != "sglang" or run.model != "qwen3.5-397b-a17b":
+        return ""
+    if run.weights == "fp8_block" and version == "0.5.9" and run.gpu != "h200" and (run.tp, run.ep) == (4, 1):
+        return "pull request 898: of SGLang 0.5.9's 8-bit searches only the MTP one has tp 4 without expert parallelism"
+    if run.gpu == "b300" and version == "0.5.10.post1":
+        return "pull requests 1035, 1048, 1072, 1081 to 1083: MTP and plain runs of the same layouts on the same days"
+    return ""

@@ -26,7 +26,7 @@ def token_work(model: ModelSpec, tokens: float, *, kv_element_bytes: float = 1.0
     return {
         "cache_bytes": float(kv_cache_bytes(model, tokens, kv_element_bytes)),
         "attention_flops": attention,
-        "linear_flops": 2.0 * model.n_layers * p.attn_per_layer,
+        "linear_flops": 2.0 * p.mixers(model.n_layers),
         "ffn_flops": 2.0 * ffn,
     }
 

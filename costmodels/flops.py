@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..scenarios.model import ModelSpec
+from .attention_curve import causal_pairs
+from .linear_layer import prompt_flops
 from .op import Attention, Floats, attended_pairs
 from .params import count_params
 
@@ -18,7 +20,10 @@ def linear_flops_per_token(model: ModelSpec) -> float:
 
 
 def attention_flops(model: ModelSpec, seq_tokens: Floats, *, causal: bool = True) -> Floats:
-    """Forward FLOPs of all attention cores for one sequence: 2 pairs heads (d_qk + d_v) per layer, windows honoured when causal."""
+    """Forward FLOPs of all attention cores for one sequence: 2 pairs heads (d_qk + d_v) per layer, windows honoured when causal.
+
+    Recurrent states cost the same for every token. DSA scores all pairs and attends to the selected ones.
+    """
 
     def layer(window: int) -> Floats:
         call = Attention(
@@ -28,7 +33,9 @@ def attention_flops(model: ModelSpec, seq_tokens: Floats, *, causal: bool = True
         return 2.0 * model.n_heads * attended_pairs(call) * (model.qk_dim + model.v_dim)
 
     full = model.n_full_attention_layers
-    return full * layer(0) + (model.n_layers - full) * layer(model.window_tokens)
+    states = model.n_linear_layers * prompt_flops(model) * np.asarray(seq_tokens, float)
+    index = 2.0 * full * model.index_heads * model.index_dim * causal_pairs(seq_tokens, seq_tokens) if model.index_top_k else 0.0
+    return full * layer(model.index_top_k) + model.n_window_layers * layer(model.window_tokens) + states + index
 
 
 def train_flops(model: ModelSpec, seq_tokens: Floats, global_batch: Floats, *, convention: str = "causal") -> Floats:

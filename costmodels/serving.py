@@ -11,12 +11,15 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan
 from .arrays import Array
 from .serving_context import decode_attention_s, prefill_attention_s, spread
+from .serving_layers import layers_s, own_layers_s
 from .serving_memory import kv_bytes_per_token
-from .serving_ops import ServeSystem, head_s, layers_s, own_layers_s
+from .serving_ops import ServeSystem, head_s
 from .step_times import PS, StepTimes
 
 EXACT_TOKENS = 1024
 """Step sizes up to this are priced one by one; larger ones every 32 tokens and interpolated."""
+KINK_LENGTHS = 17
+"""Cached lengths through which a price with a bend is fitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,16 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
 
 
 def decode_secant(model: ModelSpec, plan: EnginePlan, system: ServeSystem, seqs: Array, reach: Reach) -> tuple[Array, Array]:
-    """Attention of ``seqs`` decoding sequences as an affine price of the tokens they have cached: (fixed seconds, seconds a token)."""
+    """Attention of ``seqs`` decoding sequences as an affine price of the tokens they have cached: (fixed seconds, seconds a token).
+
+    The secant through both ends of ``reach``; where sparse attention bends the price in between (``index_top_k``), the least-squares line
+    over KINK_LENGTHS lengths, so that sequences that pass through all of them are priced right on average.
+    """
+    if reach.kv_low_tokens < model.index_top_k < reach.kv_high_tokens:
+        lengths = np.linspace(reach.kv_low_tokens, reach.kv_high_tokens, KINK_LENGTHS)
+        prices = np.stack([decode_attention_s(model, plan, system, seqs, kv) for kv in lengths])
+        per_length = np.maximum(((lengths - lengths.mean())[:, None] * prices).sum(0) / np.square(lengths - lengths.mean()).sum(), 0.0)
+        return np.maximum(prices.mean(0) - per_length * lengths.mean(), 0.0), per_length / seqs
     low, high = (decode_attention_s(model, plan, system, seqs, kv) for kv in (reach.kv_low_tokens, reach.kv_high_tokens))
     slope = (high - low) / (seqs * (reach.kv_high_tokens - reach.kv_low_tokens))
     return np.maximum(low - slope * seqs * reach.kv_low_tokens, 0.0), slope
@@ -98,15 +110,22 @@ def decode_secant(model: ModelSpec, plan: EnginePlan, system: ServeSystem, seqs:
 LATENT_KERNELS = 15
 EXPERT_KERNELS = 5
 SHARED_KERNELS = 5
+INDEX_KERNELS = 9
+STATE_KERNELS = 7
 """Kernels that latent attention, routed experts and shared experts add to a dense layer's when launched one by one: low-rank products,
 their norms, quantisations, rotations and head-wise products; router, top-k, sort and combination less the FFN they replace; two products
-with quantisation and activation, and a sum. Counted from the layers' steps, not measured."""
+with quantisation and activation, and a sum. An indexer: two products, a norm, two rotations, a quantisation, the cache write, the scores,
+the selection. A recurrent state: a second product, convolution, gates, five chunk kernels, two norms less rotation, cache write and
+attention. Counted from the layers' steps, not measured."""
 
 
 def launched_kernels(model: ModelSpec, per_layer: int) -> int:
-    """Kernels of one eager step: ``per_layer`` of a dense layer, more with latent attention and in MoE layers."""
+    """Kernels of one eager step: ``per_layer`` of a dense layer, more with latent attention, indexers, states and in MoE layers."""
     experts = EXPERT_KERNELS + SHARED_KERNELS * (model.shared_hidden > 0)
-    return model.n_layers * (per_layer + LATENT_KERNELS * model.is_mla) + model.n_moe_layers * experts
+    attention = LATENT_KERNELS * model.is_mla + INDEX_KERNELS * (model.index_top_k > 0)
+    mixers = model.n_full_attention_layers * attention + model.n_linear_layers * STATE_KERNELS
+    windows = model.n_window_layers * attention
+    return model.n_layers * per_layer + mixers + windows + model.n_moe_layers * experts
 
 
 def _grid(largest: int) -> Array:

@@ -67,61 +67,6 @@ IN_GRAPH = {"fp8_block": "fp8"}
 Engines replay CUDA graphs, so the host's time is not theirs."""
 
 
-def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Array) -> Array:
-    """Every layer of a step but for attention over the cache.
-
-    Pipeline stages work on ``1/pp`` of the tokens at a time, so a step takes ``pp`` such stages and ``pp`` hand-overs.
-    """
-    t = np.ceil(tokens / (plan.dp * plan.pp))
-    per_layer = attention_linear_s(model, plan, system, t) + norms_s(model, plan, system, t)
-    total = model.n_layers * per_layer
-    for share, moe in _ffn_kinds(model):
-        own = own_experts_s(model, plan, system, t) if moe else dense_ffn_s(model, plan, system, t)
-        ffn = own + moe_s(model, plan, system, t * plan.dp) if moe else own
-        total = total + share * model.n_layers * (ffn + messages_s(model, plan, system, t, moe))
-    if plan.pp > 1:
-        total = total + plan.pp * system.network.p2p_s(2 * t * model.hidden, plan.tp * plan.dp)
-    return total
-
-
-def own_layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
-    """The part of ``layers_s`` that an attention-data-parallel rank does on its own ``t`` tokens: all but routed experts and their ways."""
-    total = model.n_layers * (attention_linear_s(model, plan, system, t) + norms_s(model, plan, system, t))
-    for share, moe in _ffn_kinds(model):
-        ffn = own_experts_s(model, plan, system, t) if moe else dense_ffn_s(model, plan, system, t)
-        total = total + share * model.n_layers * (ffn + (1 if moe else 2) * tp_all_reduce_s(system, 2.0 * model.hidden * t, plan.tp))
-    return total
-
-
-def _ffn_kinds(model: ModelSpec) -> list[tuple[float, bool]]:
-    moe = model.n_moe_layers / model.n_layers
-    return [kind for kind in ((1 - moe, False), (moe, True)) if kind[0] > 0]
-
-
-def attention_linear_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
-    """Projections around attention of one layer; MLA decodes with its up-projections absorbed into per-head products."""
-    h, dtype = float(model.hidden), plan.weight_dtype
-    heads = float(-(-model.n_heads // plan.tp))
-    if not model.is_mla:
-        kv = float(-(-model.n_kv_heads // plan.tp))
-        q = heads * model.qk_dim
-        if model.q_lora_rank:  # queries pass a low rank: down beside keys and values, then up
-            first, q = gemm_s(system, t, q, model.q_lora_rank, dtype), float(model.q_lora_rank)
-        else:
-            first = np.zeros_like(t)
-        qkv = gemm_s(system, t, q + kv * (model.qk_dim + model.v_dim), h, dtype)
-        return first + qkv + gemm_s(system, t, h, heads * model.v_dim, dtype)
-    rank, rope = float(model.kv_lora_rank), float(model.rope_head_dim)
-    if model.q_lora_rank:
-        down = gemm_s(system, t, model.q_lora_rank + rank + rope, h, dtype)
-        query = gemm_s(system, t, heads * model.qk_dim, model.q_lora_rank, dtype)
-    else:
-        down = gemm_s(system, t, rank + rope, h, dtype)
-        query = gemm_s(system, t, heads * model.qk_dim, h, dtype)
-    absorb = system.roofline.gemm_s(t, heads * rank, model.head_dim) + system.roofline.gemm_s(t, heads * model.v_dim, rank)
-    return down + query + absorb + gemm_s(system, t, h, heads * model.v_dim, dtype)
-
-
 def dense_ffn_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
     """Gate and up in one product, the activation, down."""
     return _ffn_s(model, system, t, model.ffn_hidden / plan.tp, plan.weight_dtype)
@@ -134,8 +79,13 @@ def _ffn_s(model: ModelSpec, system: ServeSystem, t: Array, width: float, dtype:
 
 
 def own_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
-    """Router and shared experts of an MoE layer over the ``t`` tokens of one dp rank."""
+    """Router and shared experts of an MoE layer over the ``t`` tokens of one dp rank.
+
+    Where a column gates the shared experts, a pass scales and adds them (read two, write).
+    """
     router = system.roofline.gemm_s(t, model.n_experts, model.hidden) + system.roofline.stream_s(4 * t * model.n_experts)
+    if model.shared_expert_gate:
+        router = router + system.roofline.gemm_s(t, 1, model.hidden) + system.roofline.stream_s(6 * t * model.hidden)
     return router + _ffn_s(model, system, t, model.shared_hidden / plan.tp, plan.weight_dtype) if model.shared_hidden else router
 
 
@@ -219,8 +169,8 @@ def grouped_gemm_s(system: ServeSystem, pairs: Array, experts: Array, n: float, 
 def norms_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
     """Two fused residual-and-norm passes (read two, write two), rotary embedding and the KV write."""
     heads = -(-model.n_heads // plan.tp) + 2 * -(-model.n_kv_heads // plan.tp)
-    stream = system.roofline.stream_s
-    return 2 * stream(8 * t * model.hidden) + stream(4 * t * heads * model.head_dim)
+    stream, share = system.roofline.stream_s, 1 - model.n_linear_layers / model.n_layers
+    return 2 * stream(8 * t * model.hidden) + share * stream(4 * t * heads * model.head_dim)
 
 
 GATHER_RANKS = 8

@@ -21,6 +21,7 @@ from .gemm_curve import weight_bytes
 from .params import count_params
 from .serving import Reach, decode_secant
 from .serving_context import prefill_attention_s, spread
+from .serving_layers import attention_linear_s
 from .serving_ops import ServeSystem
 from .step_times import PS
 
@@ -55,9 +56,7 @@ def attention_layer_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t
     weights = count_params(model).attn_per_layer / one.tp
     n_products = 2 + int(model.q_lora_rank > 0) + 2 * int(model.is_mla)
     linear = (
-        sustained_s(system, t * weights, weights, plan.weight_dtype, n_products)
-        if sustained
-        else ops.attention_linear_s(model, one, system, t)
+        sustained_s(system, t * weights, weights, plan.weight_dtype, n_products) if sustained else attention_linear_s(model, one, system, t)
     )
     return linear + ops.norms_s(model, one, system, t) + reduce
 

@@ -16,8 +16,9 @@ from .acceptance import chain_tokens
 from .arrays import Array, Reals
 from .serving import Reach, decode_secant, step_times
 from .serving_context import spread
+from .serving_layers import layers_s
 from .serving_memory import ServeMemory, kv_bytes_per_token, weights_bytes
-from .serving_ops import ServeSystem, head_s, layers_s
+from .serving_ops import ServeSystem, head_s
 from .step_times import PS, StepTimes
 
 KEEP_FRAC = 0.03

@@ -20,7 +20,7 @@ def split_weights_bytes(model: ModelSpec, plan: EnginePlan) -> tuple[float, floa
     if plan.attention_ffn is None:
         raise BadInput("the plan has no attention_ffn: nothing to split")
     p, width, n_ffn = count_params(model), weight_bytes(plan.weight_dtype), plan.attention_ffn.n_ffn_gpus
-    attention = width * model.n_layers * p.attn_per_layer / plan.tp
+    attention = width * p.mixers(model.n_layers) / plan.tp
     outer = 2 * ((p.embedding + p.head) / plan.tp + model.n_layers * p.norm_per_layer)
     dense = width * (p.n_dense_ffn_layers * p.dense_ffn_per_layer + p.n_moe_layers * p.shared_per_layer)
     copies = model.n_experts + plan.redundant_experts * bool(model.n_experts)

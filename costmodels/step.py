@@ -13,8 +13,10 @@ from ..scenarios.hardware import Accelerator
 from ..scenarios.model import ModelSpec
 from .experts import expert_share_read
 from .flops import attention_flops
+from .linear_layer import state_bytes, token_flops
 from .op import Floats
 from .params import count_params
+from .sparse_index import index_bytes
 
 Kind = Literal["prefill", "decode", "train"]
 
@@ -148,7 +150,7 @@ def prefill_step(
         model=model, kind="prefill", n_seqs=n_seqs, q_tokens=s, kv_tokens=s, yield_tokens=s,
         linear_flops=2.0 * layer_params_active(model) * s * n_seqs, attention_flops=attention_flops(model, s) * n_seqs,
         weight_bytes=weights_total(model, element_bytes) * np.ceil(s / chunk), kv_bytes=kv * (1 + (s / chunk - 1) / 2),
-        held_weight_bytes=weights_total(model, element_bytes), held_kv_bytes=kv,
+        held_weight_bytes=weights_total(model, element_bytes), held_kv_bytes=kv + states_bytes(model) * n_seqs,
         held_activation_bytes=chunk * (model.hidden + 2.0 * widest) * element_bytes * n_seqs,
     )  # fmt: skip
 
@@ -156,14 +158,18 @@ def prefill_step(
 def decode_step(
     model: ModelSpec, *, kv_tokens: Floats, n_seqs: Floats = 1.0, element_bytes: float = 2.0, kv_element_bytes: float = 2.0
 ) -> Step:
-    """One new token of each of ``n_seqs`` sequences with ``kv_tokens`` of context: active weights and the whole cache are read once."""
+    """One new token of each of ``n_seqs`` sequences with ``kv_tokens`` of context: active weights and the whole cache are read once.
+
+    Recurrent states are read and written.
+    """
     n = np.asarray(kv_tokens, float)
-    kv = kv_cache_bytes(model, n, kv_element_bytes) * n_seqs
+    states = states_bytes(model) * n_seqs
     return Step(
         model=model, kind="decode", n_seqs=n_seqs, q_tokens=1.0, kv_tokens=n, yield_tokens=1.0,
         linear_flops=2.0 * (layer_params_active(model) + model.vocab * model.hidden) * np.asarray(n_seqs),
-        attention_flops=decode_attention_flops(model, n) * n_seqs, weight_bytes=weights_read(model, n_seqs, element_bytes), kv_bytes=kv,
-        held_weight_bytes=weights_total(model, element_bytes), held_kv_bytes=kv,
+        attention_flops=decode_attention_flops(model, n) * n_seqs, weight_bytes=weights_read(model, n_seqs, element_bytes),
+        kv_bytes=cache_read_bytes(model, n, kv_element_bytes) * n_seqs, other_bytes=2.0 * states,
+        held_weight_bytes=weights_total(model, element_bytes), held_kv_bytes=kv_cache_bytes(model, n, kv_element_bytes) * n_seqs + states,
     )  # fmt: skip
 
 
@@ -206,17 +212,40 @@ def weights_read(model: ModelSpec, tokens: Floats, element_bytes: float = 2.0, s
 
 
 def kv_cache_bytes(model: ModelSpec, tokens: Floats, element_bytes: float = 2.0) -> Floats:
-    """Cache of one sequence: ``(L_full N + L_window min(N, w)) · width · e``; width is ``2 g d``, or the latent and rope key under MLA."""
+    """Cache of one sequence: ``(L_full N + L_window min(N, w)) · width · e``; width is ``2 g d``, or the latent and rope key under MLA.
+
+    DSA adds an index key a token; recurrent states are no cache (``states_bytes``).
+    """
     width = model.kv_lora_rank + model.rope_head_dim if model.is_mla else model.n_kv_heads * (model.qk_dim + model.v_dim)
     full = model.n_full_attention_layers
     n = np.asarray(tokens, float)
-    return (full * n + (model.n_layers - full) * np.minimum(n, model.window_tokens or n)) * width * element_bytes
+    kept = full * n + model.n_window_layers * np.minimum(n, model.window_tokens or n)
+    return kept * width * element_bytes + full * n * index_bytes(model)
+
+
+def cache_read_bytes(model: ModelSpec, tokens: Floats, element_bytes: float = 2.0) -> Floats:
+    """What one decoded token reads of the cache: all of it; under DSA every index key and the latents of the best ``index_top_k``."""
+    n = np.asarray(tokens, float)
+    if not model.index_top_k:
+        return kv_cache_bytes(model, n, element_bytes)
+    chosen = np.minimum(n, model.index_top_k) * (model.kv_lora_rank + model.rope_head_dim) * element_bytes
+    return model.n_full_attention_layers * (chosen + n * index_bytes(model))
+
+
+def states_bytes(model: ModelSpec) -> float:
+    """Recurrent states of one sequence, in 32 bits; a decoded token reads and writes them."""
+    return model.n_linear_layers * state_bytes(model) if model.n_linear_layers else 0.0
 
 
 def decode_attention_flops(model: ModelSpec, tokens: Floats) -> Floats:
-    """One new token's attention over the cache; MLA works on the latent, ``2 a (2 c + d_rope)`` a key."""
+    """One new token's attention over the cache, and its update of recurrent states; MLA works on the latent, ``2 a (2 c + d_rope)`` a key.
+
+    DSA scores all keys and attends to the best ``index_top_k``.
+    """
     n = np.asarray(tokens, float)
     dims = 2 * model.kv_lora_rank + model.rope_head_dim if model.is_mla else model.qk_dim + model.v_dim
     full = model.n_full_attention_layers
-    keys = full * n + (model.n_layers - full) * np.minimum(n, model.window_tokens or n)
-    return 2.0 * model.n_heads * dims * keys
+    seen = np.minimum(n, model.index_top_k or n)
+    keys = full * seen + model.n_window_layers * np.minimum(n, model.window_tokens or n)
+    index = 2.0 * full * n * model.index_heads * model.index_dim if model.index_top_k else 0.0
+    return 2.0 * model.n_heads * dims * keys + index + model.n_linear_layers * token_flops(model)

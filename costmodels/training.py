@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..scenarios.errors import BadInput
 from ..scenarios.model import ModelSpec
 from ..scenarios.plan import ParallelPlan
 from ..scenarios.workload import TrainWorkload
@@ -59,12 +60,22 @@ class StepCost:
     extrapolated: bool
 
 
+def check_trainable(model: ModelSpec) -> None:
+    """BadInput for a model whose training step is not priced: its layers are not softmax attention alone."""
+    if model.special_layers:
+        raise BadInput(
+            f"{model.name} has {model.special_layers}, whose training steps are not priced; plan it with --task serve, or train a model "
+            "of softmax attention alone"
+        )
+
+
 def train_step(model: ModelSpec, plan: ParallelPlan, work: TrainWorkload, system: System, memo: Memo | None = None) -> StepCost:
     """Price one optimizer step of this plan; every numeric field of the plan and workload may be an array of candidates.
 
     ``step = pipeline(micro-batches) + exposed data-parallel messages + optimizer + overhead``. Raises BadInput when the card lacks the
     plan's arithmetic; legality of the layout is the planner's business. ``memo`` shares layers between calls: see ``layer_time``.
     """
+    check_trainable(model)
     cut = shard(model, plan, work)
     layer = layer_time(model, plan, cut, system, memo)
     params = stage_params(model, plan, cut, "first")

@@ -11,7 +11,7 @@ from typing import Any, cast
 from ..costmodels.distinct import Memo
 from ..costmodels.memory import MemoryBreakdown, stage_memory, train_memory
 from ..costmodels.system import System, make_system
-from ..costmodels.training import StepCost, train_step
+from ..costmodels.training import StepCost, check_trainable, train_step
 from ..scenarios import registry
 from ..scenarios.calibration import read_calibration
 from ..scenarios.errors import BadInput
@@ -101,6 +101,7 @@ class Problem:
 def resolve(scenario: Scenario) -> Problem:
     """Look up model, GPU, cluster and frameworks and fill in the defaults; BadInput names what is unknown or cannot be."""
     model = registry.model(scenario.model)
+    check_trainable(model)
     cluster = registry.cluster(scenario.cluster or scenario.gpu, scenario.n_gpus, scenario.gpus_per_node or None)
     if scenario.host_ram_bytes:
         cluster = replace(cluster, host_ram_bytes=scenario.host_ram_bytes)

@@ -167,7 +167,7 @@ def _needed(rate_per_s: float, choice: ServeChoice) -> int | None:
 
 def memory_json(memory: ServeMemory, ask: ServeAsk, plan: EnginePlan) -> dict[str, float]:
     """Bytes on the fullest GPU of a replica; ``host_bytes`` are those of KV tiers in host memory, per node."""
-    parts = {name: getattr(memory, f"{name}_bytes") for name in ("weights", "activations", "context", "kv")}
+    parts = {name: getattr(memory, f"{name}_bytes") for name in ("weights", "activations", "context", "states", "kv")}
     hosted = sum(tier.capacity_bytes for tier in plan.kv_tiers if tier.name == "host") / plan.n_gpus
     return {f"{name}_bytes": value for name, value in parts.items()} | {
         "total_bytes": math.fsum(parts.values()), "limit_bytes": memory.limit_bytes, "kv_bytes_per_token": memory.kv_bytes_per_token,

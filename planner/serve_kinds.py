@@ -150,11 +150,11 @@ def _priced(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, bu
 
 def _kind(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, priced: ReplicaModel) -> Kind | str:
     """One budget of a priced layout: its own memory and limits over the same tables; or the promise it cannot keep."""
-    if plan.token_budget < plan.max_num_seqs:
-        plan = dataclasses.replace(plan, max_num_seqs=plan.token_budget)
+    plan = dataclasses.replace(plan, max_num_seqs=min(plan.max_num_seqs, plan.token_budget, priced.limits.max_seqs))
     block = priced.limits.block_tokens
     memory = serve_memory(ask.model, plan, system.engine, system.accelerator, plan.token_budget, plan.max_num_seqs, block)
     memory = memory_with_draft(memory, plan, block)
+    plan = dataclasses.replace(plan, max_num_seqs=memory.max_seqs)
     limits = dataclasses.replace(priced.limits, budget=plan.token_budget, max_seqs=plan.max_num_seqs, blocks=memory.kv_blocks)
     model = dataclasses.replace(priced, memory=memory, limits=limits)
     bounds = serve_bounds(load, plan, model, ask.slo)

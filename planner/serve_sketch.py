@@ -34,9 +34,10 @@ def sketch(candidate: Candidate, work: ServeWorkload, system: ServeSystem) -> Se
     for replica in prefill:
         replica.run(NEVER)
     per_token = second.model.kv_bytes_per_token / link_bytes_per_s * PS
+    once = second.model.state_bytes / link_bytes_per_s * PS + latency_s * PS
     for q in range(len(requests)):
         if requests.finish[q] >= 0 and answers[q] > 1:
-            moved = requests.finish[q] + round(requests.prompt[q] * per_token + latency_s * PS)
+            moved = requests.finish[q] + round(requests.prompt[q] * per_token + once)
             hand_over(requests, q, answers[q], moved)
     coming = sorted((requests.ready[q], q) for q in range(len(requests)) if requests.first[q] >= 0 and requests.finish[q] < 0)
     for turn, (_, q) in enumerate(coming):

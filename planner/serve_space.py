@@ -28,7 +28,7 @@ def parallel(ask: ServeAsk) -> Iterator[tuple[EnginePlan, str]]:
     for tp in range(1, min(ask.cluster.gpus_per_node, largest) + 1):
         for pp in sizes:
             for dp in sizes if ask.model.n_experts else (1,):
-                for cp in sizes if ask.long_prompts else (1,):
+                for cp in sizes if ask.long_prompts and not ask.model.special_layers else (1,):
                     if tp * pp * dp * cp > largest or (pp > 1) + (dp > 1) + (cp > 1) > 1:
                         continue
                     n = tp * pp * dp * cp
@@ -40,8 +40,9 @@ def parallel(ask: ServeAsk) -> Iterator[tuple[EnginePlan, str]]:
 def broken_rule(ask: ServeAsk, plan: EnginePlan) -> str:
     """The first rule a layout breaks, or ''.
 
-    tp divides the query heads, and the KV heads or is a multiple of them; experts divide over ep, or their width over all GPUs; stages have
-    a layer each and cross nodes, or join GPUs without NVLink; a replica fills an equal part of a node or whole nodes.
+    tp divides the query heads, the key heads of recurrent states, and the KV heads or is a multiple of them; experts divide over ep, or
+    their width over all GPUs; stages have a layer each and cross nodes, or join GPUs without NVLink; a replica fills an equal part of a
+    node or whole nodes.
     Source for pipelines: vLLM documentation, "Parallelism and Scaling" (tp inside a node, pp across nodes or without NVLink).
     """
     m, node = ask.model, ask.cluster.gpus_per_node
@@ -49,6 +50,8 @@ def broken_rule(ask: ServeAsk, plan: EnginePlan) -> str:
         return f"tp={plan.tp} does not divide n_heads={m.n_heads} of {m.name}"
     if not m.is_mla and m.n_kv_heads % plan.tp and plan.tp % m.n_kv_heads:
         return f"tp={plan.tp} neither divides n_kv_heads={m.n_kv_heads} of {m.name} nor is a multiple of it"
+    if m.n_linear_layers and m.linear_key_heads % plan.tp:
+        return f"tp={plan.tp} does not divide linear_key_heads={m.linear_key_heads} of {m.name}"
     if m.n_moe_layers < m.n_layers and m.ffn_hidden % plan.tp:
         return f"tp={plan.tp} does not divide ffn_hidden={m.ffn_hidden} of {m.name}"
     if plan.pp > m.n_layers:
@@ -89,15 +92,20 @@ def formats(ask: ServeAsk) -> list[tuple[str, str, str]]:
 
 
 def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
-    """A layout in every allowed format, with the workload's prefix cache, host tier, expert copies and speculation on and off."""
+    """A layout in every allowed format, with the workload's prefix cache, host tier, expert copies and speculation on and off.
+
+    Recurrent states are neither found again by prefix nor rolled back after wrong guesses here, so models that have them run without.
+    """
+    plain = ask.model.n_linear_layers > 0
+    hashed = ask.hashed and not plain
     for weights, experts, kv in formats(ask):
         base = dataclasses.replace(plan, weight_dtype=weights, expert_dtype=experts, kv_dtype=kv)
-        caches = [dataclasses.replace(base, prefix_cache=True)] if ask.hashed else [base]
-        caches += [dataclasses.replace(c, kv_tiers=(tier,)) for c in caches if ask.hashed and (tier := host_tier(ask, plan)) is not None]
+        caches = [dataclasses.replace(base, prefix_cache=True)] if hashed else [base]
+        caches += [dataclasses.replace(c, kv_tiers=(tier,)) for c in caches if hashed and (tier := host_tier(ask, plan)) is not None]
         if ask.expert_skew and plan.ep > 1:
             caches += [dataclasses.replace(c, redundant_experts=plan.ep) for c in caches]
         yield from caches
-        if ask.speculation is not None:
+        if ask.speculation is not None and not plain:
             yield from (dataclasses.replace(c, speculation=ask.speculation) for c in caches)
 
 

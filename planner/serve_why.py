@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..costmodels.serving_context import spread
-from ..costmodels.serving_ops import layers_s, messages_s
+from ..costmodels.serving_layers import layers_s
+from ..costmodels.serving_ops import messages_s
 from ..scenarios.serving import EnginePlan
 from ..scenarios.units import show_number, show_tokens
 from .serve_ask import ServeAsk

@@ -9,34 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadFile, BadInput
+from .hf_layers import check_kinds, layer_kinds
+from .hf_table import Table
 from .load import read_text
 from .model import ModelSpec
 
 MAX_CONFIG_BYTES = 8 * 2**20
-
-_KEYS = {
-    "n_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "hidden": ("hidden_size", "n_embd", "d_model"),
-    "n_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "n_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", "attn_config.kv_n_heads"),
-    "head_dim": ("head_dim", "kv_channels"),
-    "ffn_hidden": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "ff_intermediate_size", "ffn_config.ffn_hidden_size"),
-    "vocab": ("vocab_size", "padded_vocab_size"),
-    "max_seq_tokens": ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length", "max_seq_len"),
-    "n_experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "ffn_config.moe_num_experts"),
-    "top_k": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts", "ffn_config.moe_top_k"),
-    "moe_ffn_hidden": ("moe_intermediate_size",),
-    "n_shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
-    "shared_ffn_hidden": ("shared_expert_intermediate_size", "shared_intermediate_size"),
-    "n_dense_layers": ("first_k_dense_replace",),
-    "moe_every": ("decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step"),
-    "n_expert_groups": ("n_group",),
-    "top_k_groups": ("topk_group",),
-    "q_lora_rank": ("q_lora_rank",),
-    "kv_lora_rank": ("kv_lora_rank",),
-    "n_mtp_layers": ("num_nextn_predict_layers", "num_mtp_modules"),
-}
-"""Field of ModelSpec -> keys it may have in a config, dots for nested tables; the first that is present counts."""
 
 
 def _alike(*kinds: str, **fields: Any) -> dict[str, dict[str, Any]]:
@@ -52,6 +30,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     ),
     **_alike("qwen2 qwen2_moe qwen2_vl_text qwen2_5_vl_text glm chatglm internlm", qkv_bias=True),
     **_alike("qwen3 qwen3_moe qwen3_vl_text qwen3_vl_moe_text olmo2 olmo3 olmoe hunyuan_v1_dense", qk_norm=True),
+    **_alike("qwen3_next qwen3_5_text qwen3_5_moe_text", qk_norm=True, output_gate=True),
+    **_alike("deepseek_v32 glm_moe_dsa kimi_linear minimax_m1 minimax_text_01 minimax"),
     "gemma": {"tied_embeddings": True},
     "gemma2": {"tied_embeddings": True, "norms_per_layer": 4, "full_attention_every": 2},
     "gemma3_text": {"tied_embeddings": True, "norms_per_layer": 4, "qk_norm": True, "full_attention_every": 6},
@@ -80,7 +60,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 _FOUR_TIMES = {"gpt2", "gpt_neo", "gptj", "gpt_bigcode", "bloom", "falcon", "RefinedWeb", "mpt"}
 _NOT_DECODERS = {"bert", "roberta", "distilbert", "albert", "electra", "deberta", "deberta-v2", "t5", "bart", "vit", "clip", "whisper"}
-_STATE_SPACE = ("ssm_", "mamba_", "state_size", "d_state", "linear_num_value_heads", "linear_attn_config", "hybrid_override_pattern")
 
 
 def read(path: Path) -> ModelSpec:
@@ -104,7 +83,7 @@ def parse(config: Any, name: str) -> ModelSpec:
     """The model of a parsed config; ``name`` is what errors and tables call it. Raises BadInput naming the key, the value and the cure."""
     if not isinstance(config, dict):
         raise BadInput(f"the config of {name} is not a JSON object but {reprlib.repr(config)}")
-    table = _Table(_text_part(config, name), name)
+    table = Table(_text_part(config, name), name)
     kind = table.text("model_type")
     _refuse_other_kinds(table, kind)
     notes = [] if kind in _FAMILIES else [f"unknown model_type {reprlib.repr(kind)}, read by Llama's keys"]
@@ -119,55 +98,9 @@ def parse(config: Any, name: str) -> ModelSpec:
     fields["tied_embeddings"] = table.flag("tie_word_embeddings", default=fields.get("tied_embeddings", False))
     fields |= _extras(table, kind, fields)
     fields |= _window(table, kind, fields, notes)
+    fields |= layer_kinds(table, kind, fields, notes)
     fields |= _formats(table, notes)
     return ModelSpec(name=name, source="; ".join([f"config.json, model_type {kind or 'not given'}", *notes]), **fields)
-
-
-class _Table:
-    """A config with typed reads: None counts as absent; a wrong type is one sentence."""
-
-    def __init__(self, data: dict[str, Any], name: str) -> None:
-        self.data, self.name = data, name
-
-    def raw(self, key: str) -> Any:
-        value: Any = self.data
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
-
-    def whole(self, key: str, default: int | None = None, least: int = 0) -> int:
-        value = self.raw(key)
-        if value is None and default is not None:
-            return default
-        if value is None:
-            raise BadInput(f"the config of {self.name} has no {key}")
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadInput(f"{key}={reprlib.repr(value)} in the config of {self.name} is not a whole number")
-        if not least <= value <= 10**12:
-            raise BadInput(f"{key} in the config of {self.name} must be a whole number between {least} and 1e12")
-        return value
-
-    def count(self, field: str, default: int | None = None, least: int = 1) -> int:
-        """A ModelSpec field by the first of its keys that is present; BadInput naming them all if none is and there is no default."""
-        for key in _KEYS[field]:
-            if self.raw(key) is not None:
-                return self.whole(key, least=least)
-        if default is None:
-            first, *others = _KEYS[field]
-            raise BadInput(f"the config of {self.name} has no {first} (looked for {', '.join(others) or 'nothing else'} as well)")
-        return default
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.raw(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise BadInput(f"{key}={reprlib.repr(value)} in the config of {self.name} is not true or false")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self.raw(key)
-        return value[:80] if isinstance(value, str) else ""
 
 
 def _text_part(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -182,17 +115,13 @@ def _text_part(config: dict[str, Any], name: str) -> dict[str, Any]:
     return config
 
 
-def _refuse_other_kinds(table: _Table, kind: str) -> None:
+def _refuse_other_kinds(table: Table, kind: str) -> None:
     if kind in _NOT_DECODERS or table.raw("is_encoder_decoder") is True:
         raise BadInput(f"model_type {kind or 'not given'!r} of {table.name} is not a decoder-only language model; only those are priced")
-    types = table.raw("layer_types")
-    odd = [t for t in types if t not in ("full_attention", "sliding_attention", "chunked_attention")] if isinstance(types, list) else []
-    found = next((key for key in table.data if key.startswith(_STATE_SPACE)), f"layer type {reprlib.repr(odd[0])}" if odd else "")
-    if found:
-        raise BadInput(f"{table.name} has layers that are not softmax attention ({found}); only attention decoders are priced")
+    check_kinds(table)
 
 
-def _attention(table: _Table) -> dict[str, Any]:
+def _attention(table: Table) -> dict[str, Any]:
     hidden, heads = table.count("hidden"), table.count("n_heads")
     rank = table.count("kv_lora_rank", default=0, least=0)
     if rank:
@@ -206,7 +135,7 @@ def _attention(table: _Table) -> dict[str, Any]:
     return {"hidden": hidden, "n_heads": heads, "n_kv_heads": kv, "head_dim": table.count("head_dim", default=max(1, hidden // heads))}
 
 
-def _experts(table: _Table, kind: str) -> dict[str, Any]:
+def _experts(table: Table, kind: str) -> dict[str, Any]:
     n = table.count("n_experts", default=0, least=0)
     if n <= 1:
         return {}
@@ -216,6 +145,7 @@ def _experts(table: _Table, kind: str) -> dict[str, Any]:
     fields |= {"n_experts": n, "top_k": table.count("top_k"), "moe_ffn_hidden": width, "shared_ffn_hidden": shared_width}
     if shared_width or kind in ("llama4", "llama4_text"):
         fields["n_shared_experts"] = max(1, fields["n_shared_experts"])
+    fields["shared_expert_gate"] = bool(shared_width) and kind.startswith(("qwen3_next", "qwen3_5_moe"))
     fields["moe_every"] = table.count("moe_every", default=1) if not isinstance(table.raw("moe_layer_freq"), list) else 1
     dense_only = table.raw("mlp_only_layers")
     if isinstance(dense_only, list) and dense_only and sorted(map(str, dense_only)) == sorted(map(str, range(len(dense_only)))):
@@ -226,15 +156,16 @@ def _experts(table: _Table, kind: str) -> dict[str, Any]:
     return fields
 
 
-def _ffn_hidden(table: _Table, kind: str, hidden: int) -> int:
+def _ffn_hidden(table: Table, kind: str, hidden: int) -> int:
     if kind in ("llama4", "llama4_text") and table.raw("intermediate_size_mlp") is not None:
         return table.whole("intermediate_size_mlp", least=1)
     if table.raw("expansion_ratio") is not None:
         return table.whole("expansion_ratio", least=1) * hidden
-    return table.count("ffn_hidden", default=4 * hidden if kind in _FOUR_TIMES else None)
+    routed = table.count("moe_ffn_hidden", default=0, least=0)  # models whose layers are all MoE may name that width alone
+    return table.count("ffn_hidden", default=4 * hidden if kind in _FOUR_TIMES else routed or None)
 
 
-def _extras(table: _Table, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+def _extras(table: Table, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Biases, norms and positions that a key of the config switches."""
     bias = table.flag("mlp_bias") or (table.flag("bias") if kind in ("falcon", "RefinedWeb") else False)
     for key in ("use_bias", "no_bias"):
@@ -244,6 +175,8 @@ def _extras(table: _Table, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     qkv = any(table.flag(key) for key in ("attention_bias", "use_qkv_bias", "add_qkv_bias", "qkv_bias"))
     changed["qkv_bias"] = qkv or fields.get("qkv_bias", False)
     changed["qk_norm"] = any(table.flag(k) for k in ("use_qk_norm", "qk_layernorm")) or fields.get("qk_norm", False)
+    if table.flag("mla_use_nope"):
+        changed["position"] = "none"
     if table.flag("alibi") or (kind == "baichuan" and fields["hidden"] >= 5120):
         changed["position"] = "alibi"
     if kind == "mpt" and not table.flag("attn_config.alibi"):
@@ -253,7 +186,7 @@ def _extras(table: _Table, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _window(table: _Table, kind: str, fields: dict[str, Any], notes: list[str]) -> dict[str, int]:
+def _window(table: Table, kind: str, fields: dict[str, Any], notes: list[str]) -> dict[str, int]:
     """Sliding-window width and which layers see everything: ``layer_types`` if given, else the family's rule."""
     off = {"window_tokens": 0, "full_attention_every": 0}
     key = {"llama4": "attention_chunk_size", "llama4_text": "attention_chunk_size", "gpt_neo": "window_size"}.get(kind, "sliding_window")
@@ -274,7 +207,7 @@ def _window(table: _Table, kind: str, fields: dict[str, Any], notes: list[str]) 
     return {"window_tokens": window, "full_attention_every": every}
 
 
-def _formats(table: _Table, notes: list[str]) -> dict[str, str]:
+def _formats(table: Table, notes: list[str]) -> dict[str, str]:
     """Formats of a quantised checkpoint's weights; one that is not known counts as 16 bits, with a note."""
     method = table.text("quantization_config.quant_method")
     if method == "fp8":

@@ -140,7 +140,8 @@ class EnginePlan:
     ``cp`` ranks share every prompt's tokens and hold the KV cache in equal parts. ``expert_skew`` is the Zipf exponent of how often
     experts are chosen, ``redundant_experts`` the extra copies that even their load out (EPLB). ``kv_tiers`` catch prompt blocks that leave
     HBM, fastest first; ``attention_ffn`` puts the FFN on GPUs besides these, which then hold attention alone.
-    ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
+    ``state_dtype`` is the format of recurrent
+    states (fp32 or bf16). ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
     """
 
     tp: int = 1
@@ -150,6 +151,7 @@ class EnginePlan:
     weight_dtype: str = "bf16"
     expert_dtype: str = ""
     kv_dtype: str = "bf16"
+    state_dtype: str = "fp32"
     engine: str = "vllm"
     policy: str = ""
     max_num_seqs: int = 0

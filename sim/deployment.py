@@ -86,8 +86,9 @@ def _play(
         fleet = Fleet(requests, first + last)
         placement = _placement(deployment, system)
         router = Router(deployment.router, [[replica] for replica in first], work, seed)
-        n_bytes = pools[1].kind.kv_bytes_per_token
-        sink = Disaggregated(fleet, len(first), router, placement, n_bytes, overlap_frac=deployment.overlap_frac)
+        kind, overlap = pools[1].kind, deployment.overlap_frac
+        n_bytes = kind.kv_bytes_per_token
+        sink = Disaggregated(fleet, len(first), router, placement, n_bytes, state_bytes=kind.state_bytes, overlap_frac=overlap)
         play(fleet, sink, clients, delay_ps, seed)
         return placement.links, None
     if deployment.prefill_sm_frac:

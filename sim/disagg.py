@@ -45,6 +45,7 @@ class Disaggregated:
         placement: Placement,
         kv_bytes_per_token: float,
         *,
+        state_bytes: float = 0.0,
         overlap_frac: float = 0.0,
     ) -> None:
         if not 0 < n_prefill < len(fleet.replicas):
@@ -52,7 +53,7 @@ class Disaggregated:
         if not 0 <= overlap_frac < 1:
             raise BadInput(f"overlap_frac={overlap_frac} must be from 0 to below 1")
         self.fleet, self.n_prefill, self.router, self.placement = fleet, n_prefill, router, placement
-        self.kv_bytes_per_token, self.overlap_frac = kv_bytes_per_token, overlap_frac
+        self.kv_bytes_per_token, self.state_bytes, self.overlap_frac = kv_bytes_per_token, state_bytes, overlap_frac
         self.needs_state = router.name not in STATELESS
         self.answered: Callable[[int], None] | None = None
         self.answers = hide_answers(fleet.requests)
@@ -146,7 +147,8 @@ class Disaggregated:
                     if tight:
                         fleet.wake(d)  # with less room, less can be said about what it will do
                     coming[d] += 1
-                    self.moves[q] = _Move(sender=i, receiver=d, n_bytes=requests.prompt[q] * self.kv_bytes_per_token)
+                    n_bytes = requests.prompt[q] * self.kv_bytes_per_token + self.state_bytes
+                    self.moves[q] = _Move(sender=i, receiver=d, n_bytes=n_bytes)
                     return self.moves[q]
             loads.remove((load, d))
         return None

@@ -27,8 +27,8 @@ from .stores import prefix_stores
 class ReplicaModel:
     """Everything needed to start replicas of one kind: tables, policy, limits, and what memory they hold.
 
-    ``kv_bytes_per_token`` are those of one token on all GPUs of the replica together, each element counted once; ``verify`` are the tables
-    of a plan that speculates.
+    ``kv_bytes_per_token`` are those of one token on all GPUs of the replica together, each element counted once, ``state_bytes`` those
+    of one sequence's recurrent states; ``verify`` are the tables of a plan that speculates.
     """
 
     times: StepTimes | SplitTimes
@@ -39,6 +39,7 @@ class ReplicaModel:
     memory: ServeMemory
     request_cpu_s: float
     kv_bytes_per_token: float
+    state_bytes: float = 0.0
 
 
 def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work: ServeWorkload) -> ReplicaModel:
@@ -52,6 +53,7 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
     seats, budget = plan.max_num_seqs or own_seats, plan.token_budget or own_budget
     block = plan.block_tokens or engine.block_tokens
     memory = memory_with_draft(serve_memory(model, plan, engine, system.accelerator, budget, seats, block), plan, block)
+    seats = memory.max_seqs
     limits = Limits(budget=budget, max_seqs=seats, blocks=memory.kv_blocks, block_tokens=block, swap=plan.preemption == "swap")
     far = reach(policy, limits, work, guesses=plan.speculation is not None)
     times = split_times(model, plan, system, far) if plan.attention_ffn else step_times(model, plan, system, far)
@@ -64,6 +66,7 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
         memory=memory,
         request_cpu_s=engine.request_cpu_s,
         kv_bytes_per_token=memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp * plan.cp,
+        state_bytes=memory.state_bytes_per_seq * plan.tp * plan.pp,
     )
 
 

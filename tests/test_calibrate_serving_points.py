@@ -28,6 +28,32 @@ def test_days_of_unsaid_speculation_are_skipped_with_the_pull_request(tmp_path):
     assert ["pull request 642" in skipped[0]["why"], "pull request 392" in skipped[1]["why"]] == [True, True]
 
 
+QWEN = {
+    "framework": "sglang", "framework_version": "0.5.9", "model": "Qwen/Qwen3.5-397B-A17B", "precision": "fp8", "gemm_quant_mode": "fp8",
+    "moe_quant_mode": "fp8_block", "measured_date": "2026-03-24",
+}  # fmt: skip
+
+
+def test_todays_open_models_are_read_in_the_formats_they_ship_in(tmp_path):
+    """8-bit checkpoints in blocks; of 4-bit ones attention and linear layers in 16 bits, experts in 4; states as the script says."""
+    four = {"precision": "fp4", "gemm_quant_mode": "nvfp4", "moe_quant_mode": "nvfp4", "framework_version": "nightly-dev"}
+    rows = (QWEN, QWEN | four, QWEN | {"model": "zhipuai/GLM-5"}, QWEN | four | {"model": "zhipuai/GLM-5"}, QWEN | {"measured_date": None})
+    points, skipped = aic_points(tmp_path, *rows)
+    assert not skipped
+    assert [p.model for p in points] == ["qwen3.5-397b-a17b"] * 2 + ["glm-5"] * 2 + ["qwen3.5-397b-a17b"]
+    assert [(p.plan.weight_dtype, p.plan.experts_in) for p in points[:4]] == [("fp8_block", "fp8_block"), ("bf16", "nvfp4")] * 2
+    assert [p.plan.state_dtype for p in points] == ["bf16", "fp32", "fp32", "fp32", "bf16"]
+    assert points[4].plan == points[0].plan
+
+
+def test_runs_that_may_have_speculated_are_skipped(tmp_path):
+    points, skipped = aic_points(
+        tmp_path, QWEN | {"tp_size": 4, "moe_tp_size": 4}, QWEN | {"tp_size": 4, "moe_tp_size": 1, "moe_ep_size": 4}
+    )
+    assert [p.plan.ep for p in points] == [4]
+    assert "unpublished acceptance rate (pull request 898" in skipped[0]["why"]
+
+
 @pytest.mark.parametrize(
     ("columns", "layout"),
     [

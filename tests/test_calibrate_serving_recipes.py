@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.calibrate.serving_recipes import Run, inferencex, undated
+from roofplan.calibrate.serving_recipes import Run, inferencex, speculated, undated
 
 
 def run_of(**changes) -> Run:
-    base = {"engine": "sglang", "model": "deepseek-r1", "gpu": "b200", "four_bit": True, "tp": 8, "isl": 1024, "osl": 1024}
+    base = {
+        "engine": "sglang",
+        "model": "deepseek-r1",
+        "gpu": "b200",
+        "four_bit": True,
+        "weights": "nvfp4",
+        "tp": 8,
+        "ep": 1,
+        "isl": 1024,
+        "osl": 1024,
+    }
     return Run(**(base | {"concurrency": 64, "date": "2026-03-25"} | changes))
+
+
+QWEN = {"model": "qwen3.5-397b-a17b", "four_bit": False, "weights": "fp8_block"}
+GLM = {"model": "glm-5", "four_bit": False, "weights": "fp8_block"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "why"),
+    [
+        ({**QWEN, "tp": 4}, "0.5.9", "pull request 898"),
+        ({**QWEN, "tp": 4, "ep": 4}, "0.5.9", ""),
+        ({**QWEN, "tp": 8}, "0.5.9", ""),
+        ({**QWEN, "gpu": "b300", "tp": 4, "ep": 1, "weights": "bf16"}, "0.5.10.post1", "pull requests 1035, 1048"),
+        ({**QWEN, "gpu": "h200", "ep": 8}, "0.5.9", ""),
+        ({**GLM, "gpu": "b300"}, "nightly-dev", ""),
+        ({"engine": "trtllm", "date": "2026-02-06"}, "1.2", "pull request 642"),
+        ({"engine": "trtllm", "date": "2026-02-03"}, "1.2", ""),
+    ],
+)
+def test_runs_that_speculated_or_may_have(changes, version, why):
+    found = speculated(run_of(**changes), version)
+    assert found.startswith(why) if why else not found
 
 
 @pytest.mark.parametrize(
@@ -26,6 +58,13 @@ def run_of(**changes) -> Run:
         ({"engine": "vllm", "model": "gpt-oss-120b"}, {"largest_graph": 2048, "kv_dtype": "fp8", "asynchronous": True}),
         ({"engine": "vllm", "model": "minimax-m2", "gpu": "h200"}, {"expert_parallel": True}),
         ({"engine": "vllm", "model": "minimax-m2", "date": "2026-04-08", "isl": 8192}, {"token_budget": 16384, "kv_dtype": "fp8"}),
+        ({**QWEN, "concurrency": 8}, {"token_budget": 32768, "kv_dtype": "fp8", "state_dtype": "bf16", "poll_steps": 10}),
+        ({**QWEN, "gpu": "h200"}, {"token_budget": 16384, "max_num_seqs": 128, "memory_utilization_frac": 0.8, "poll_steps": 0}),
+        ({**QWEN, "weights": "bf16"}, {"kv_dtype": "", "state_dtype": "", "poll_steps": 30, "memory_utilization_frac": 0.82}),
+        ({**QWEN, "weights": "nvfp4", "four_bit": True, "concurrency": 8}, {"kv_dtype": "fp8", "poll_steps": 30, "state_dtype": ""}),
+        ({**GLM, "gpu": "h200"}, {"waves": 5, "kv_dtype": "", "token_budget": 0}),
+        ({**GLM}, {"max_num_seqs": 64, "token_budget": 32768, "waves": 10}),
+        ({**GLM, "four_bit": True}, {"token_budget": 131072, "kv_dtype": "fp8", "memory_utilization_frac": 0.8}),
         ({"engine": "vllm", "model": "qwen3-32b", "isl": 2000}, {"token_budget": 0, "lengths_low_frac": 1.0}),
     ],
 )

@@ -16,17 +16,22 @@ from roofplan.scenarios.registry import model
 EXPLAINED = {
     "opt-350m": (0.08, "embeds at 512 and projects to 1024; the table here is 50272 x 1024"),
     "gpt3-350m": (0.02, "the paper rounds 356M to 350M"),
+    "kimi-linear-48b-a3b": (0.025, "48.4B without both embeddings, 49.1B of weights"),
     "llama4-scout": (0.015, "109B counts the vision encoder, the text part has 107.8B"),
 }
 """Models further than 1 % from their published number: the tolerance and why."""
 
-WITHOUT_INPUT_EMBEDDING = {"gpt-oss-20b", "gpt-oss-120b", "deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "deepseek-r1"}
-WITHOUT_EMBEDDINGS = {"glm-4.5", "glm-4.5-air", "minimax-m2", "moonlight-16b"}
+WITHOUT_INPUT_EMBEDDING = {
+    "gpt-oss-20b", "gpt-oss-120b", "deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "deepseek-v3.2", "deepseek-r1", "kimi-linear-48b-a3b",
+}  # fmt: skip
+WITHOUT_EMBEDDINGS = {"glm-4.5", "glm-4.5-air", "glm-5", "minimax-m1", "minimax-m2", "moonlight-16b", "qwen3-next-80b-a3b"}
 """Whose published active parameters leave out the input embedding, or both embeddings."""
 
 EXPLAINED_ACTIVE = {
     "qwen3-30b-a3b": (0.02, "3.35B, published as 3.3B"),
     "deepseek-v2-lite": (0.022, "2.45B, published as 2.4B"),
+    "kimi-linear-48b-a3b": (0.04, "3.11B, published as 3B"),
+    "qwen3-next-80b-a3b": (0.09, "3.25B, published as 3B"),
 }
 
 

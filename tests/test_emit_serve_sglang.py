@@ -50,6 +50,13 @@ def test_each_option_is_a_flag(parts: dict[str, Any], expected: dict[str, Any], 
     assert {name: found.get(name) for name in expected} == expected
 
 
+def test_the_format_of_recurrent_states_is_said(tmp_path: Path) -> None:
+    hybrid = {"model_name": "qwen3.5-397b-a17b", "tp": 8}
+    assert served(tmp_path, **hybrid)["mamba-ssm-dtype"] == "float32"
+    assert served(tmp_path, **hybrid, state_dtype="bf16")["mamba-ssm-dtype"] == "bfloat16"
+    assert "mamba-ssm-dtype" not in served(tmp_path)
+
+
 def test_formats_that_need_a_checkpoint(tmp_path: Path) -> None:
     """Only fp8 is made of 16-bit weights while loading; DeepSeek-V3's own 8 bits need neither flag nor other weights."""
     with pytest.raises(AssertionError, match=r"set MODEL to a checkpoint of llama3\.1-8b in fp8_block"):
@@ -128,6 +135,7 @@ def test_long_context(tmp_path: Path) -> None:
         ("llama3.1-8b", {"cp": 2}, "cp=2: KV in equal parts over context ranks is for prefill replicas"),
         ("qwen3-30b-a3b", {"tp": 8, "redundant_experts": 8}, "redundant_experts=8 without ep"),
         ("llama3.1-8b", {"policy": "static"}, "policy=static"),
+        ("minimax-m1", {"tp": 8}, "lightning attention of minimax-m1: not among its models; nearest: vLLM"),
         ("llama3.1-8b", {"preemption": "swap"}, "preemption by swapping"),
         ("llama3.1-8b", {"weight_dtype": "fp6"}, "weight_dtype=fp6"),
         ("llama3.1-8b", {"kv_dtype": "int8"}, "kv_dtype=int8; nearest: bf16, fp8 or nvfp4"),

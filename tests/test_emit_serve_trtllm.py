@@ -62,10 +62,17 @@ def test_every_format_is_a_checkpoints(tmp_path: Path) -> None:
         calls_of("tensorrt-llm/serve.sh", trtllm.emit(job_of(weight_dtype="fp8")), tmp_path)
 
 
+def test_models_of_the_release_with_special_layers_are_emitted() -> None:
+    assert trtllm.emit(job_of("qwen3-next-80b-a3b", tp=4))
+    assert trtllm.emit(job_of("deepseek-v3.2", tp=8, weight_dtype="fp8_block"))
+
+
 @pytest.mark.parametrize(
     ("name", "parts", "message"),
     [
         ("llama3.1-405b", {"tp": 16}, "a replica over several nodes"),
+        ("glm-5", {"tp": 8}, r"sparse attention \(DSA\) of glm-5: not among its models; nearest: vLLM or SGLang"),
+        ("qwen3.5-397b-a17b", {"tp": 8}, "gated-delta layers of qwen3.5-397b-a17b: not among its models"),
         ("llama3.1-8b", {"n_replicas": 2}, "several replicas without a router of its own"),
         ("llama3.1-8b", {"prompt_tokens": 200_000, "rope_scaling": True}, "rope scaling"),
         ("llama3.1-8b", {"tp": 2, "dp": 2}, "dp=2 tp=2: attention is either split or copied, not both"),
@@ -111,6 +118,7 @@ def test_mii_settings() -> None:
         ("llama3.1-8b", {"prompt_tokens": 200_000, "rope_scaling": True}, "rope scaling"),
         ("qwen3-8b", {}, "the qwen3 family, which its ragged engine has no policy for"),
         ("deepseek-v3", {}, "latent attention"),
+        ("minimax-m1", {}, "minimax-m1 has lightning layers"),
     ],
 )
 def test_refusals_of_mii(name: str, parts: dict[str, Any], message: str) -> None:

@@ -56,6 +56,19 @@ def test_each_option_is_a_flag(parts: dict[str, Any], expected: dict[str, Any], 
     assert {name: found.get(name) for name in expected} == expected
 
 
+HYBRID = "qwen3.5-397b-a17b"
+
+
+def test_recurrent_states_are_in_32_bits_and_move_between_equal_tp(tmp_path: Path) -> None:
+    assert served(tmp_path, model_name=HYBRID, tp=8)["mamba-ssm-cache-dtype"] == "float32"
+    assert "mamba-ssm-cache-dtype" not in served(tmp_path, model_name="kimi-linear-48b-a3b", tp=8)
+    with pytest.raises(CannotExpress, match="recurrent states in bf16"):
+        vllm.emit(job_of(HYBRID, tp=8, state_dtype="bf16"))
+    pools = {"n_prefill": 1, "prefill": EnginePlan(tp=4), "gpu": "h200", "n_gpus": 16}
+    with pytest.raises(CannotExpress, match="recurrent states between pools of tp=4 and tp=8"):
+        vllm.emit(job_of(HYBRID, tp=8, **pools))
+
+
 def test_limits_are_of_one_scheduler(tmp_path: Path) -> None:
     """vLLM's limits are of one data rank, the plan's of the replica."""
     found = served(tmp_path, model_name="qwen3-30b-a3b", dp=4, ep=4, max_num_seqs=400, token_budget=8192, kv_blocks=8000)

@@ -79,6 +79,12 @@ def test_quantised_arithmetic_is_only_used_when_allowed() -> None:
     assert allowed.choices[0].step_time_s < plain.choices[0].step_time_s
 
 
+@pytest.mark.parametrize(("name", "layers"), [("qwen3-next-80b-a3b", "gated-delta layers"), ("glm-5", r"sparse attention \(DSA\)")])
+def test_models_that_are_only_served_are_refused_in_one_sentence(name: str, layers: str) -> None:
+    with pytest.raises(BadInput, match=f"{name} has {layers}, whose training steps are not priced; plan it with --task serve"):
+        decide(scenario(model=name))
+
+
 def test_other_tasks_are_refused_in_one_sentence() -> None:
     with pytest.raises(BadInput, match="--task rl is not available"):
         decide(scenario(task="rl"))

@@ -72,3 +72,13 @@ def test_models_larger_than_a_node_get_replicas_over_nodes():
     assert kinds.mixed
     assert {k.plan.n_gpus for k in kinds.mixed} == {16}
     assert (8, 2) in {(k.plan.tp, k.plan.pp) for k in kinds.mixed}
+
+
+def test_seats_are_no_more_than_the_recurrent_states_that_fit():
+    """Plans carry the seats their replicas run with, so that engines are told the same."""
+    kinds, _, _ = found(ask(n_gpus=8, gpu_name="b200", model_name="qwen3.5-397b-a17b", allow_quant=True, slo=Slo(ttft_s=10, tpot_s=1)))
+    assert kinds.mixed
+    for kind in kinds.mixed:
+        assert kind.plan.max_num_seqs == kind.model.limits.max_seqs <= kind.model.memory.max_seqs
+        assert kind.model.state_bytes == kind.model.memory.state_bytes_per_seq * kind.plan.tp * kind.plan.pp > 0
+    assert len({kind.plan.max_num_seqs for kind in kinds.mixed}) > 2

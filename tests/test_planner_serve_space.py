@@ -34,6 +34,7 @@ def legal(question) -> list[EnginePlan]:
         ({"n_gpus": 8}, {"pp": 64}, "pp=64 is more than the n_layers=32 of llama3.1-8b"),
         ({"n_gpus": 8}, {"tp": 2, "pp": 2}, "pp=2 makes stages inside a node with NVLink: wider tp"),
         ({"n_gpus": 16, "gpu_name": "l40s"}, {"tp": 4, "pp": 3}, "a replica of 12 GPUs neither divides a node of 8 nor fills whole nodes"),
+        ({"n_gpus": 64, "model_name": "qwen3.5-397b-a17b"}, {"tp": 32}, "tp=32 does not divide linear_key_heads=16 of qwen3.5-397b-a17b"),
         ({"n_gpus": 8, "model_name": "mixtral-8x7b"}, {"tp": 4, "dp": 4, "ep": 16}, "ep=16 does not divide n_experts=8 of mixtral-8x7b"),
     ],
 )
@@ -116,3 +117,15 @@ def test_uneven_experts_are_tried_with_copies():
     assert {p.redundant_experts for p in options(skewed, EnginePlan(tp=8, ep=8, expert_skew=0.8))} == {0, 8}
     assert {p.redundant_experts for p in options(ask(n_gpus=8, model_name="mixtral-8x7b"), EnginePlan(tp=8, ep=8))} == {0}
     assert all(p.expert_skew == 0.8 for p in legal(skewed))
+
+
+def test_models_with_states_run_without_what_states_do_not_allow():
+    """No context parallelism, prefix cache, host tier or speculation; sparse attention only lacks the first."""
+    guess = Speculation(method="mtp", draft_tokens=1, accept_frac=0.8)
+    for name, caches in (("qwen3.5-397b-a17b", {False}), ("glm-5", {True})):
+        question = dataclasses.replace(ask(n_gpus=16, gpu_name="h200", model_name=name, trace=trace()), speculation=guess)
+        question = dataclasses.replace(question, allow_quant=True)
+        plans = [plan for degrees in legal(question) for plan in options(question, degrees)]
+        assert {plan.cp for plan in plans} == {1}
+        assert {plan.prefix_cache for plan in plans} == caches
+        assert {plan.speculation is None for plan in plans} == ({True} if caches == {False} else {True, False})

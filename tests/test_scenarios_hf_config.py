@@ -152,8 +152,12 @@ MOE = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2
         (changed(kv_lora_rank=512), "qk_nope_head_dim"),
         (changed(model_type="bert"), "model_type 'bert' of x is not a decoder-only language model"),
         (changed(is_encoder_decoder=True), "is not a decoder-only language model"),
-        (changed(mamba_d_state=128), r"x has layers that are not softmax attention \(mamba_d_state\)"),
-        (changed(layer_types=["full_attention", "linear_attention"]), r"not softmax attention \(layer type 'linear_attention'\)"),
+        (changed(mamba_d_state=128), r"x has layers that are neither softmax nor linear attention \(mamba_d_state\)"),
+        (changed(layer_types=["full_attention", "mamba"]), r"neither softmax nor linear attention \(layer type 'mamba'\)"),
+        (changed(hc_mult=4), r"x has hyper-connections \(hc_mult=4\), which are not priced"),
+        (changed(index_topk_freq=4), r"x has indexers shared by layers \(index_topk_freq=4\)"),
+        (changed(index_topk=64), "the config of x has no index_n_heads"),
+        (changed(linear_attn_config={"full_attn_layers": [0]}), r"full_attn_layers=\[0\] in the config of x must be layers from 1 to"),
     ],
 )
 def test_hostile_configs_are_one_sentence(config: Any, message: str) -> None:

@@ -14,6 +14,7 @@ from roofplan.scenarios.model import ModelSpec
 from roofplan.scenarios.registry import model
 
 SMALL = ModelSpec(name="small", source="test", n_layers=8, hidden=64, n_heads=8, n_kv_heads=4, head_dim=8, ffn_hidden=256, vocab=1000)
+LINEAR = {"linear_attention": "gated-delta", "linear_heads": 4, "linear_key_heads": 2, "linear_key_dim": 8, "linear_value_dim": 8}
 MOE = replace(SMALL, n_experts=16, top_k=2, moe_ffn_hidden=32)
 
 
@@ -32,6 +33,14 @@ MOE = replace(SMALL, n_experts=16, top_k=2, moe_ffn_hidden=32)
         (MOE, {"moe_ffn_hidden": 0}, "top_k=2, moe_ffn_hidden=0 of small"),
         (MOE, {"n_expert_groups": 3, "top_k_groups": 1}, "n_expert_groups=3, top_k_groups=1 of small: the groups must divide n_experts=16"),
         (MOE, {"n_expert_groups": 4, "top_k_groups": 5}, "1 <= top_k_groups <= n_expert_groups"),
+        (
+            SMALL,
+            {"linear_attention": "kda", "linear_heads": 4},
+            "linear_heads=4, linear_key_heads=0, .* of small: kda layers need all four",
+        ),
+        (SMALL, LINEAR | {"linear_key_heads": 3}, "linear_key_heads must divide linear_heads"),
+        (SMALL, LINEAR | {"window_tokens": 128}, "window_tokens=128 of small: its other layers are gated-delta; give one of the two"),
+        (SMALL, {"index_top_k": 64}, "index_top_k=64 of small .DSA. needs index_heads and index_dim of at least 1, and latent attention"),
         (MOE, {"ffn_hidden": 0, "n_dense_layers": 1}, "ffn_hidden=0 of small must be at least 1"),
     ],
 )
@@ -50,14 +59,20 @@ def test_all_moe_layers_need_no_dense_width() -> None:
     moe_every=st.integers(1, 9),
     window=st.sampled_from([0, 128]),
     full_every=st.integers(0, 9),
+    linear=st.booleans(),
+    last=st.booleans(),
 )
-def test_layer_patterns_agree_with_their_counts(n_layers: int, n_dense: int, moe_every: int, window: int, full_every: int) -> None:
+def test_layer_patterns_agree_with_their_counts(
+    n_layers: int, n_dense: int, moe_every: int, window: int, full_every: int, linear: bool, last: bool
+) -> None:
     spec = replace(
-        MOE, n_layers=n_layers, n_dense_layers=min(n_dense, n_layers), moe_every=moe_every,
-        window_tokens=window, full_attention_every=full_every,
+        MOE, n_layers=n_layers, n_dense_layers=min(n_dense, n_layers), moe_every=moe_every, last_layer_full=last,
+        window_tokens=0 if linear else window, full_attention_every=full_every, **(LINEAR if linear else {}),
     )  # fmt: skip
     assert sum(spec.is_moe_layer(i) for i in range(n_layers)) == spec.n_moe_layers
     assert sum(spec.is_full_attention_layer(i) for i in range(n_layers)) == spec.n_full_attention_layers
+    assert spec.n_full_attention_layers + spec.n_linear_layers + spec.n_window_layers == n_layers
+    assert not (spec.n_linear_layers and spec.n_window_layers)
 
 
 def test_published_layer_patterns() -> None:

@@ -42,6 +42,7 @@ def family(model: ModelSpec) -> tuple[str, str]:
     """(model_type, class) of the transformers family with exactly this block structure; CannotExpress if none is known."""
     reasons = {
         "latent attention (MLA)": model.is_mla,
+        model.special_layers: bool(model.special_layers),
         "a sliding window, which Ulysses and SDPA would drop": bool(model.window_tokens),
         "an ungated MLP": not model.gated_mlp,
         f"{model.position} positions": model.position != "rope",

@@ -66,6 +66,7 @@ def check_expressible(job: ServeJob) -> None:
     for role, plan in job.plans().items():
         width, spec = plan.tp * plan.dp * plan.cp, plan.speculation
         refuse(
+            (job.model.linear_attention == "lightning", f"lightning attention of {job.model.name}: not among its models", "vLLM"),
             (plan.attention_ffn, "attention apart from FFN", "prefill on replicas of its own with wide expert parallelism"),
             (plan.ep > 1 and width % plan.ep, f"ep={plan.ep} does not divide the {width} GPUs of a stage", f"ep={width} or a divisor"),
             (
@@ -143,6 +144,8 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
     if plan.weight_dtype in QUANTIZATION and job.model.weight_dtype in PLAIN:
         found.append(flag("quantization", QUANTIZATION[plan.weight_dtype]))
     found.append(flag("kv-cache-dtype", KV_DTYPE.get(plan.kv_dtype, "auto")))
+    if job.model.n_linear_layers:
+        found.append(flag("mamba-ssm-dtype", {"fp32": "float32", "bf16": "bfloat16"}[plan.state_dtype]))
     if job.rope_factor > 1:
         found.append(("--json-model-override-args", rope_override(job)))
     found += [

@@ -11,6 +11,8 @@ from .shell import HEAD, default_port, has_router, hosts_line, launcher, model_l
 
 TITLE = "TensorRT-LLM"
 VERSION = "1.2"
+SPECIAL = ("qwen3-next", "deepseek-v3.2")
+"""Models with recurrent states or sparse attention in the release's list of supported models; GLM-5 came with 1.3."""
 NOTE = f"# TensorRT-LLM {VERSION}, PyTorch backend: keys as its LLM API documents them; not parsed by the real program.\n"
 
 KV_DTYPE = {"fp8": "fp8", "nvfp4": "nvfp4", "fp4": "nvfp4"}
@@ -39,7 +41,9 @@ def emit(job: ServeJob) -> dict[str, str]:
 
 def check_expressible(job: ServeJob) -> None:
     """CannotExpress for the first thing in any role's plan without a documented key."""
+    special = job.model.special_layers
     refuse(
+        (special and not job.model.name.startswith(SPECIAL), f"{special} of {job.model.name}: not among its models", "vLLM or SGLang"),
         (max(spans(job).values()) > 1, "a replica over several nodes: trtllm-serve needs MPI or Slurm's own launch", "vLLM or SGLang"),
         (job.rope_factor > 1, "rope scaling", "rope_parameters in the checkpoint's config.json, vLLM or SGLang"),
         (has_router(job) and not job.is_split, "several replicas without a router of its own", "an HTTP load balancer, vLLM or SGLang"),

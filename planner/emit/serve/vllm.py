@@ -69,6 +69,7 @@ def check_expressible(job: ServeJob) -> None:
     for role, plan in job.plans().items():
         _check_layout(job, role, plan)
         _check_formats(plan)
+        _check_states(job, plan)
         spec = plan.speculation
         refuse(
             (plan.policy not in POLICIES, f"policy={plan.policy}", "vLLM's own scheduler: chunked prefill, decodes first"),
@@ -135,6 +136,17 @@ def _check_formats(plan: EnginePlan) -> None:
     )
 
 
+def _check_states(job: ServeJob, plan: EnginePlan) -> None:
+    """Recurrent states move between pools of equal tensor parallelism only (vLLM documentation, NixlConnector Compatibility Matrix)."""
+    if not job.model.n_linear_layers:
+        return
+    widths = {p.tp for p in job.plans().values()}
+    refuse(
+        (plan.state_dtype != "fp32", f"recurrent states in {plan.state_dtype}", "SGLang's --mamba-ssm-dtype"),
+        (len(widths) > 1, f"recurrent states between pools of tp={min(widths)} and tp={max(widths)}", "one tp for both pools"),
+    )
+
+
 def script(job: ServeJob, role: Role, plan: EnginePlan) -> str:
     """The script of one role: what stays open is asked for by name, further arguments go to ``vllm serve``."""
     n_nodes = spans(job)[role]
@@ -186,6 +198,8 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
         found.append(flag("quantization", QUANTIZATION[plan.weight_dtype]))
     if plan.kv_dtype in KV_DTYPE:
         found.append(flag("kv-cache-dtype", KV_DTYPE[plan.kv_dtype]))
+    if job.model.linear_attention == "gated-delta":  # the other kinds keep 32 bits by themselves
+        found.append(flag("mamba-ssm-cache-dtype", "float32"))
     if job.rope_factor > 1:
         found.append(("--hf-overrides", rope_override(job)))
     return found + _scheduler(job, plan) + _kv_transfer(role, plan) + _speculation(job, plan)
