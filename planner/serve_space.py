@@ -94,10 +94,9 @@ def formats(ask: ServeAsk) -> list[tuple[str, str, str]]:
 def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
     """A layout in every allowed format, with the workload's prefix cache, host tier, expert copies and speculation on and off.
 
-    Recurrent states are neither found again by prefix nor rolled back after wrong guesses here, so models that have them run without.
+    Recurrent states are not found again by prefix here, so models that have them run without.
     """
-    plain = ask.model.n_linear_layers > 0
-    hashed = ask.hashed and not plain
+    hashed = ask.hashed and not ask.model.n_linear_layers
     for weights, experts, kv in formats(ask):
         base = dataclasses.replace(plan, weight_dtype=weights, expert_dtype=experts, kv_dtype=kv)
         caches = [dataclasses.replace(base, prefix_cache=True)] if hashed else [base]
@@ -105,7 +104,7 @@ def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
         if ask.expert_skew and plan.ep > 1:
             caches += [dataclasses.replace(c, redundant_experts=plan.ep) for c in caches]
         yield from caches
-        if ask.speculation is not None and not plain:
+        if ask.speculation is not None:
             yield from (dataclasses.replace(c, speculation=ask.speculation) for c in caches)
 
 
