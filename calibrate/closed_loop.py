@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..costmodels.step_times import PS
 from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload, ServingEngine
-from ..sim.engine import Replica
+from ..sim.engine import NEVER, Replica
 from ..sim.replica_kind import ReplicaModel, start_replicas
 from ..sim.requests import Requests
 from .serving_recipes import Recipe
@@ -29,19 +30,29 @@ class Door:
 
     def __init__(self, replica: Replica, engine: ServingEngine, recipe: Recipe, budget: int) -> None:
         self.replica, self.recipe, self.budget = replica, recipe, budget
+        self.overlapped = engine.overlapped
         self.latency, self.turn = round(engine.request_cpu_s * PS), round(engine.frontend_cpu_s * PS)
         self.free = 0
         self.late: list[tuple[int, int]] = []
         self.held: list[int] = []
         self.opens = 0
 
-    def send(self, request: int, at: int) -> None:
-        """``request`` leaves its client at ``at`` (ps)."""
-        r, replica = self.replica.r, self.replica
-        step = replica.times.step_ps(replica.n, replica.kv + replica.n, []) if replica.n else 0
-        r.arrival[request] = at
+    def arrive(self, request: int, at: int) -> int:
+        """When (ps) a request that leaves its client at ``at`` has passed the front end."""
+        self.replica.r.arrival[request] = at
         self.free = max(self.free, at) + self.turn
-        ready = base = self.free + self.latency
+        return self.free + self.latency
+
+    def admit(self, request: int, base: int) -> None:
+        """Hand over a request that passed the front end at ``base``; the replica has played every step that starts before.
+
+        Where the host plans a step while the one before it runs, a request is seen one step late.
+        """
+        r, replica = self.replica.r, self.replica
+        if self.overlapped and replica.now >= base and (replica.n or replica.part >= 0 or replica.waiting):
+            base = replica.now + 1
+        step = replica.times.step_ps(replica.n, replica.kv + replica.n, []) if replica.n else 0
+        ready = base
         if step and self.recipe.poll_steps:
             steps = max(0, -(-(ready - replica.now) // step))
             ready = max(ready, replica.now + (steps + (-(replica.k + steps)) % self.recipe.poll_steps) * step)
@@ -81,17 +92,22 @@ def closed_loop(
     (replica,) = start_replicas(kind, plan, work, requests, 1)
     replica.seen = []
     door = Door(replica, engine, recipe, kind.limits.budget)
-    n, sent = len(work), min(clients, len(work))
-    for q in range(sent):
-        door.send(q, 0)
-    while replica.n_outstanding:
-        replica.run()
+    n, n_sent = len(work), 0
+    back = [0] * min(clients, n)
+    coming: deque[tuple[int, int]] = deque()
+    while n_sent < len(back) or coming or replica.n_outstanding:
+        sends = back[n_sent] if n_sent < len(back) else NEVER
+        replica.run(min(sends, coming[0][1] if coming else NEVER))
         if not replica.n:
             door.let_in()
-        for request in range(sent, min(sent + len(replica.seen), n)):
-            door.send(request, replica.now)
-        sent = min(sent + len(replica.seen), n)
-        replica.seen.clear()
+        if replica.seen:
+            back += [replica.now] * min(len(replica.seen), n - len(back))
+            replica.seen.clear()
+        elif coming and coming[0][1] <= sends:
+            door.admit(*coming.popleft())
+        elif n_sent < len(back):
+            coming.append((n_sent, door.arrive(n_sent, sends)))
+            n_sent += 1
     return LoopResult(
         sent_s=np.array(requests.arrival, np.float64) / PS,
         first_s=_seconds(requests.first),

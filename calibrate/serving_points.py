@@ -13,7 +13,7 @@ from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from .serving_formats import Unusable, cache_format, dtype_named, formats
-from .serving_recipes import ALWAYS_DATED, Recipe, Run, inferencex, speculated, undated
+from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
@@ -64,7 +64,7 @@ class ServePoint:
         """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph."""
         graphs, top = engine.graph_tokens, self.recipe.largest_graph
         if top:
-            graphs = (*(g for g in graphs if g <= top), *range(max(graphs) + GRAPH_STEP_TOKENS, top + 1, GRAPH_STEP_TOKENS))
+            graphs = (*(g for g in graphs if g < top), *range(max(graphs) + GRAPH_STEP_TOKENS, top, GRAPH_STEP_TOKENS), top)
         share = self.recipe.memory_utilization_frac or engine.memory_utilization_frac
         return replace(engine, graph_tokens=graphs, memory_utilization_frac=share)
 
@@ -152,7 +152,9 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     isl, osl, gpu = _int(row, "isl"), _int(row, "osl"), registry.accelerator(str(row["gpu"])).name
     load = _int(row, "concurrency")
     release = row.get("framework_version")
-    plan, recipe = _launched(str(row["framework"]), release, model, gpu, date, (isl, osl, load), (tp, dp, ep), dtype, experts)
+    plan, recipe = _launched(
+        str(row["framework"]), release, model, gpu, date, "" if date else AIC, (isl, osl, load), (tp, dp, ep), dtype, experts
+    )
     return ServePoint(
         id=name,
         source=f"{row['framework']} {row['gpu']} {model}",
@@ -169,6 +171,7 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     )
 
 
+AIC = "aiconfigurator"
 NODE_GPUS = 8
 
 
@@ -196,6 +199,7 @@ def _launched(
     model: str,
     gpu: str,
     date: str,
+    suite: str,
     load: tuple[int, int, int],
     layout: tuple[int, int, int],
     dtype: str,
@@ -204,8 +208,10 @@ def _launched(
     """The plan and launch script of a run; ``date`` is empty for runs outside InferenceX. Unusable if it speculated unsaid."""
     isl, osl, clients = load
     tp, dp, ep = layout
-    engine, recipe = engine_profile(framework, version), undated(framework, str(version))
-    if date:
+    engine, recipe = engine_profile(framework, version), Recipe()
+    if suite == AIC:
+        recipe = aiconfigurator(engine, str(version), isl, clients)
+    elif date:
         family = engine.partition("-")[0]
         four = "nvfp4" in (dtype, experts)
         asked = {"tp": tp, "dp": dp, "ep": ep, "isl": isl, "osl": osl, "concurrency": clients}
@@ -224,6 +230,7 @@ def _launched(
         kv_dtype=recipe.kv_dtype or cache_format(dtype, engine),
         state_dtype=recipe.state_dtype or "fp32",
         engine=engine,
+        policy=recipe.policy,
         token_budget=profile.of_all_ranks(recipe.token_budget, dp),
         max_num_seqs=profile.of_all_ranks(recipe.max_num_seqs, dp),
     )
@@ -265,7 +272,8 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     layout = (tp, dp, ep if (tp * dp) % ep == 0 else 1)
     dated = re.search(r"measured=(\d{4}-\d{2}-\d{2})", str(row.get("notes"))) if "InferenceX" in source else None
     date = dated[1] if dated else "2025-11" if "InferenceX" in source else ""
-    plan, recipe = _launched(str(row["framework"]), row.get("version"), model, gpu, date, (isl, osl, load), layout, dtype, experts)
+    suite = AIC if "AIC team" in source else ""
+    plan, recipe = _launched(str(row["framework"]), row.get("version"), model, gpu, date, suite, (isl, osl, load), layout, dtype, experts)
     if "LLM-Inference-Bench" in source:
         plan = replace(plan, engine=engine_profile(str(row["framework"]), row.get("version"), is_2024=True))
     return ServePoint(
@@ -274,7 +282,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         model=model,
         gpu=gpu,
         n_gpus=n_gpus,
-        plan=replace(plan, pp=pp, policy="static" if static else ""),
+        plan=replace(plan, pp=pp, policy="static" if static else plan.policy),
         isl=isl,
         osl=osl,
         concurrency=load,

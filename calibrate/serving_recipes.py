@@ -3,11 +3,14 @@
 Source: SemiAnalysisAI/InferenceX (formerly InferenceMAX), ``benchmarks/*.sh`` at 9596d23d7 (2025-10, Llama 70B), 700f3054b (2025-11) and
 0f78cf4eb (2026-03), and their later versions to 2026-04-25; those of Qwen3.5 and GLM-5 at 9dc87a68c, f65d6b4b1, efd49e50b, ebb48d4bc,
 13930ca61, d43805fc3 and 48d35c480. Every run: prompts and answers of 80 to 100 % of the nominal length, ten requests a client (GLM-5 on
-H200 five), all clients at once, answers cut only by length, no prefix cache.
+H200 five), all clients at once, answers cut only by length, no prefix cache. ai-dynamo/aiconfigurator,
+``eval/benchmarks/genai_perf_runner.py`` (5e161875) and ``generator/rule_plugin/benchmark/*.rule``: the same, but every prompt and answer
+of exactly the nominal length.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 NOMINAL = ((1024, 1024), (1024, 8192), (8192, 1024))
@@ -22,10 +25,10 @@ class Recipe:
     new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
     batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
     enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
-    unasked.
-    ``waves`` is how many requests each client sends.
+    unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends.
     """
 
+    policy: str = ""
     token_budget: int = 0
     max_num_seqs: int = 0
     kv_dtype: str = ""
@@ -72,17 +75,22 @@ def inferencex(run: Run) -> Recipe:
     return Recipe(**base, **(script(run) if script else {}))  # type: ignore[arg-type]
 
 
-def undated(framework: str, version: str) -> Recipe:
-    """A run that is not of InferenceX: its load generator is not published. Lengths spread by 2 %, as prompts made of random tokens do.
+def aiconfigurator(engine: str, version: str, isl: int, clients: int) -> Recipe:
+    """A run of the AIConfigurator team: the engine as its generator writes it for benchmarks, CUDA graphs up to the clients' number.
 
-    Of 1, 2, 5, 10, 20 and 40 % this fits the TTFT of the fitting fifth best: clients that start together fall out of step as fast as
-    theirs. The runs of IN_STEP wait as long as if all stayed in step.
+    vLLM and TensorRT-LLM may compute a token for each client, a prompt and 1,500 tokens in a step; TensorRT-LLM holds no more requests
+    than clients, and its cache takes 80 % of what is free. SGLang takes whole prompts up to ``isl + 1500`` tokens a step, beside decodes
+    from 0.5.3 on (the template for 0.5.1 asks for enable-mix-chunk, which the generator calls enable-mixed-chunk).
     """
-    exact = any(framework.lower().startswith(name) and version.startswith(v) for name, v in IN_STEP)
-    return Recipe(lengths_low_frac=1.0 if exact else 0.98)
+    budget = clients + isl + 1500
+    if engine == "sglang":
+        mixed = tuple(int(x) for x in re.findall(r"\d+", version)[:3]) >= (0, 5, 3)
+        return Recipe(token_budget=max(isl + 1500, clients), policy="sglang-mixed" if mixed else "", largest_graph=clients)
+    if engine.startswith("trtllm"):
+        return Recipe(token_budget=budget, max_num_seqs=clients, memory_utilization_frac=0.8, largest_graph=clients)
+    return Recipe(token_budget=budget, largest_graph=clients)
 
 
-IN_STEP = (("sglang", "0.5.1."),)
 ALWAYS_DATED = {"kimi-k2": "2026-03", "qwen3.5-397b-a17b": "2026-03", "glm-5": "2026-03"}
 """Models that only InferenceX measured, for rows that lost their date."""
 

@@ -80,7 +80,8 @@ class ServingEngine:
     with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on
     published serving points that no constant was fitted on. ``fused_quantisation``: norms and activations write 8 and 4 bits
     themselves. ``limits_of_all_ranks``: its flags for tokens and sequences are shared out over the attention data parallel ranks (else each
-    rank has them). ``sources`` says where each comes from.
+    rank has them). ``overlapped``: the host plans a step while the one before runs, so it sees what arrives one step later (measured
+    points are replayed so; the simulator's other front ends leave it out). ``sources`` says where each comes from.
     """
 
     name: str
@@ -106,6 +107,7 @@ class ServingEngine:
     graphs_decode_only: bool = False
     fused_quantisation: bool = False
     limits_of_all_ranks: bool = False
+    overlapped: bool = False
     throughput_error_frac: float = 0.12
     ttft_error_frac: float = 0.19
     tpot_error_frac: float = 0.13

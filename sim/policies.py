@@ -36,13 +36,14 @@ class Policy:
 POLICIES = {
     policy.name: policy
     for policy in (
-        Policy(name="vllm-v1"),  # decodes first, the rest of the budget to prompts, FCFS; SGLang's mixed chunks are the same rule
+        Policy(name="vllm-v1"),  # decodes first, the rest of the budget to prompts, FCFS
         Policy(name="priority", by_priority=True),
         Policy(name="sarathi"),
         Policy(name="splitfuse", reserve_output=True),
         Policy(name="orca", chunked=False, reserve_output=True),
         Policy(name="vllm-v0", chunked=False, mixed=False),
         Policy(name="sglang", mixed=False, radix=True),
+        Policy(name="sglang-mixed", chunked=False, radix=True),
         Policy(name="decode-first", chunked=False, mixed=False, refill=False),
         Policy(name="layered", chunked=False, layer_tokens=512),
         Policy(name="static", chunked=False, mixed=False, refill=False, padded=True, reserve_output=True),

@@ -14,7 +14,7 @@ from roofplan.scenarios.serving import EnginePlan, ServeWorkload, ServingEngine,
 from roofplan.sim.replica_kind import replica_model
 
 PLAN = EnginePlan(max_num_seqs=16)
-BARE = replace(serving_engine("vllm"), request_cpu_s=0.0, frontend_cpu_s=0.0)
+BARE = replace(serving_engine("vllm"), request_cpu_s=0.0, frontend_cpu_s=0.0, overlapped=False)
 
 
 def play(
@@ -76,3 +76,15 @@ def test_batch_wait_holds_a_prompt_until_time_or_tokens():
     starts = np.unique(balanced.first_s[8:])
     assert len(starts) < len(np.unique(free.first_s[8:]))  # prompts begin in pairs
     assert np.isfinite(balanced.finish_s).all()
+
+
+def test_overlapped_scheduling_sees_a_request_one_step_late():
+    """A request that finds a step running waits for it and for the next, one that finds nothing running is taken at once."""
+    late = replace(BARE, overlapped=True)
+    assert play(1, 3, late).finish_s == pytest.approx(play(1, 3).finish_s)
+    work = ServeWorkload(arrival_s=np.zeros(3), prompt_tokens=np.full(3, 256), output_tokens=np.array([4, 60, 20]))
+    kind = replica_model(registry.model("llama3.1-8b"), PLAN, serve_system(registry.cluster("h100-sxm", 1), BARE), work)
+    plain, delayed = (closed_loop(kind, PLAN, engine, work, 2, Recipe()) for engine in (BARE, late))
+    step = (plain.finish_s[1] - plain.finish_s[2]) / (60 - 4 - 1 - 20 + 1)  # decodes of the last request alone
+    assert delayed.sent_s[2] == pytest.approx(plain.sent_s[2])
+    assert delayed.first_s[2] - plain.first_s[2] == pytest.approx(step, rel=0.02)

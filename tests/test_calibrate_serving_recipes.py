@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.calibrate.serving_recipes import Run, inferencex, speculated, undated
+from roofplan.calibrate.serving_recipes import Run, aiconfigurator, inferencex, speculated
 
 
 def run_of(**changes) -> Run:
@@ -73,6 +73,12 @@ def test_runs_are_launched_as_their_scripts_say(changes, wanted):
     assert {name: getattr(recipe, name) for name in wanted} == wanted
 
 
-def test_runs_without_a_script_spread_their_prompts():
-    assert undated("vllm", "0.12.0").lengths_low_frac == 0.98
-    assert undated("sglang", "0.5.1.post1").lengths_low_frac == 1.0
+def test_aiconfigurator_sizes_steps_by_its_clients_and_prompts():
+    assert aiconfigurator("vllm-0.12", "0.12.0", 1024, 8).token_budget == 1024 + 8 + 1500
+    assert aiconfigurator("trtllm-1.0", "1.0.0rc3", 4096, 64).max_num_seqs == 64
+    assert aiconfigurator("trtllm-1.0", "1.0.0rc3", 4096, 64).lengths_low_frac == 1.0
+
+
+@pytest.mark.parametrize(("version", "policy"), [("0.5.1.post1", ""), ("0.5.3", "sglang-mixed"), ("0.5.6.post2", "sglang-mixed")])
+def test_sglang_mixes_prompts_with_decodes_once_the_template_says_so(version, policy):
+    assert aiconfigurator("sglang", version, 1000, 16).policy == policy
