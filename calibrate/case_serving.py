@@ -98,6 +98,12 @@ def makespan_gain(case: Case) -> float:
     return run_side(_baseline(case)).end_s / run_side(_serving(case)).end_s
 
 
+def bubble_cut(case: Case) -> float:
+    """Time that pipeline stages idle between their first and last work, per request, under the baseline over the case's."""
+    base, ours = (sum(sum(p.bubble_s) for p in run_side(side).pools) / side.load.n_requests for side in (_baseline(case), _serving(case)))
+    return base / ours
+
+
 def best_prompt_to_decode(case: Case) -> float:
     """Ratio of prompt to answer tokens at which the gain over the baseline is largest, requests of ``total_tokens`` in all."""
     total, found = case.numbers["total_tokens"], {}

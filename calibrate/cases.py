@@ -9,7 +9,7 @@ from types import ModuleType
 
 from ..scenarios.errors import BadInput, UnknownName
 from ..scenarios.reference import Case
-from . import case_formulas, case_pipeline, case_serving, case_steps, case_technique
+from . import case_formulas, case_serving, case_steps, case_technique
 
 Predictor = Callable[[Case], float]
 
@@ -22,7 +22,7 @@ def _public(module: ModuleType) -> dict[str, Predictor]:
 
 
 PREDICTORS: dict[str, Predictor] = {}
-for _module in (case_formulas, case_steps, case_technique, case_serving, case_pipeline):
+for _module in (case_formulas, case_steps, case_technique, case_serving):
     PREDICTORS |= _public(_module)
 
 

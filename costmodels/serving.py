@@ -38,8 +38,44 @@ class Reach:
     past_tokens: float = 8192.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepParts:
+    """Seconds of a step by part: ``linear`` by its tokens; attention's ``fixed`` part and ``slope`` a cached token, ``head`` and ``host``
+    by decoding sequences; ``prefill`` and ``prefill_slope`` of a chunk; ``own`` as in ``StepTimes``; ``swap_s`` of one KV block over the
+    host link."""
+
+    linear: Array
+    fixed: Array
+    slope: Array
+    head: Array
+    host: Array
+    prefill: Array
+    prefill_slope: Array
+    own: list[int]
+    swap_s: float
+
+    def tables(self, decode: Array, ranks: int) -> StepTimes:
+        """Whole picoseconds on so many attention data parallel ranks, ``decode`` being what a step takes by decoding sequences."""
+        return StepTimes(
+            linear=whole_ps(self.linear),
+            decode=whole_ps(decode),
+            decode_slope=whole_ps(self.slope),
+            prefill=whole_ps(self.prefill),
+            prefill_slope=whole_ps(self.prefill_slope),
+            ranks=ranks,
+            own=self.own,
+            swap=round(self.swap_s * PS),
+        )
+
+
 def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach) -> StepTimes:
-    """Tables of ``StepTimes`` for every step up to ``reach``.
+    """Tables of ``StepTimes`` for every step up to ``reach``."""
+    parts = step_parts(model, plan, system, reach)
+    return parts.tables(parts.fixed + parts.head + parts.host, plan.dp)
+
+
+def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach) -> StepParts:
+    """What the tables of every step up to ``reach`` are made of.
 
     Steps pad up to the engine's CUDA-graph sizes; a larger step launches its kernels one by one, which bounds it from below. So does,
     where graphs are for decoding only, a step of more tokens than sequences: it holds a prompt.
@@ -61,8 +97,6 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     some = np.maximum(seqs, 1)
     fixed, slope = decode_secant(model, plan, system, some, reach)
     fixed[0] = decode_attention_s(model, plan, system, some[:1], 1.0)[0]
-    host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * np.ceil(seqs / plan.dp)  # a scheduler for each dp rank
-    decode = fixed + head_s(model, spread(plan), system, some) + host
     slope[0] = 0.0
 
     chunks = _grid(reach.chunk)
@@ -74,20 +108,21 @@ def step_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     prefill = np.interp(every, chunks, start)
     prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past_tokens)
     prefill[0] = prefill_slope[0] = 0.0
-    own = []
+    own: list[int] = []
     if plan.dp > 1:
         each = own_layers_s(model, spread(plan), system, np.ceil(sizes / plan.pp)) * engine.kernel_frac
-        own = [0, *_ps(np.interp(np.arange(1, reach.tokens + 1), sizes, each))]
+        own = [0, *whole_ps(np.interp(np.arange(1, reach.tokens + 1), sizes, each))]
     block_bytes = kv_bytes_per_token(model, plan) * (plan.block_tokens or system.engine.block_tokens)
-    return StepTimes(
-        linear=_ps(all_linear),
-        decode=_ps(decode),
-        decode_slope=_ps(slope),
-        prefill=_ps(prefill),
-        prefill_slope=_ps(prefill_slope),
-        ranks=plan.dp,
+    return StepParts(
+        linear=all_linear,
+        fixed=fixed,
+        slope=slope,
+        head=head_s(model, spread(plan), system, some),
+        host=system.engine.step_cpu_s + system.engine.sequence_cpu_s * np.ceil(seqs / plan.dp),  # a scheduler for each dp rank
+        prefill=prefill,
+        prefill_slope=prefill_slope,
         own=own,
-        swap=round(float(system.roofline.host_copy_s(block_bytes)) * PS),
+        swap_s=float(system.roofline.host_copy_s(block_bytes)),
     )
 
 
@@ -144,6 +179,7 @@ def _padded(sizes: Array, graph_tokens: tuple[int, ...]) -> Array:
     return np.where(at < len(graphs), graphs[np.minimum(at, len(graphs) - 1)], sizes)
 
 
-def _ps(seconds: NDArray[np.float64]) -> list[int]:
+def whole_ps(seconds: NDArray[np.float64]) -> list[int]:
+    """Seconds as whole picoseconds."""
     out: list[int] = np.rint(seconds * PS).astype(np.int64).tolist()
     return out

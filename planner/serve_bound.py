@@ -5,6 +5,8 @@ any credit ``m`` a step, ``d = min_n (min_t(linear[t] − p·t) + p·n + decode[
 undercuts, so a request of ``u`` prompt and ``a`` decoded tokens takes ``p·u + d·a + m·a/n̄`` or more of the GPU, where ``n̄`` is the
 largest mean batch that the KV pool and the seats leave. Tokens that keep a promised time also pay ``λ`` for every second their step is
 longer than it. The best of many (p, m, λ) is the bound: weak duality of the linear program over step shapes.
+
+In a pipeline a step is a micro-batch's time on one stage, the widest or the last as bounds more; a token's step is a whole pass.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from functools import cached_property
 
 import numpy as np
 
+from ..costmodels.pipeline_times import PipelineTimes
 from ..costmodels.step_times import PS, StepTimes
 from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload
 from ..sim.replica_kind import ReplicaModel
-from ..sim.replica_state import Limits
 from ..sim.serving_metrics import Slo
 
 ATTAIN_FRAC = 0.95
@@ -79,13 +81,12 @@ def serve_bounds(load: Load, plan: EnginePlan, kind: ReplicaModel, slo: Slo) -> 
     if fits.mean() < ATTAIN_FRAC:
         longest = int((load.prompt + load.steps).max()) + 1
         return Bounds(why=f"memory: {longest:,} tokens are more than the {limits.blocks * limits.block_tokens:,} of the KV pool")
-    assert isinstance(kind.times, StepTimes)  # the FFN is never on GPUs of its own here
-    costs = _Costs(kind.times, limits, int(load.prompt.max()))
+    costs = _costs(kind, int(load.prompt.max()))
     u = (load.uncached if plan.prefix_cache else load.prompt)[fits]
     prompt, steps = load.prompt[fits], load.steps[fits]
     tokens_a_step = 1.0 + plan.speculation.draft_tokens if plan.speculation else 1.0
-    ttft = costs.alone_s(u, prompt) + kind.request_cpu_s
-    step = (costs.linear[1] + costs.decode[1] + costs.slope * prompt) / tokens_a_step
+    ttft = np.maximum.reduce([c.alone_s(u, prompt) for c in costs]) + kind.request_cpu_s
+    step = costs[0].token_s(prompt) / tokens_a_step
     floors = Bounds(ttft_s=float(ttft.mean()), tpot_s=float(step.mean()), e2e_s=float((ttft + steps * step).mean()))
     if np.mean(ttft <= slo.ttft_s) * fits.mean() < ATTAIN_FRAC:
         least = np.quantile(ttft, ATTAIN_FRAC)
@@ -97,48 +98,71 @@ def serve_bounds(load: Load, plan: EnginePlan, kind: ReplicaModel, slo: Slo) -> 
     a = float(steps.mean()) / tokens_a_step
     own = float(np.mean(steps / tokens_a_step * ((u if plan.prefix_cache else prompt) + steps / 2)))
     cached = float(np.mean(steps / tokens_a_step * (prompt + steps / 2)))
-    batch = min(float(limits.max_seqs), limits.blocks * limits.block_tokens * a / own if own else np.inf)
+    batch = min(float(costs[0].seats), limits.blocks * limits.block_tokens * a / own if own else np.inf)
     share = float(fits.mean())
     within = Within(tpot_s=slo.tpot_s * tokens_a_step, kv_tokens=float(prompt.min()), cached=cached, kept=ATTAIN_FRAC)
     area = float(np.mean(prompt**2 - (prompt - u) ** 2)) / 2
-    prefill = costs.attention * area
-    mixed = costs.shared_s(float(u.mean()), a, batch, within) + prefill
-    alone = costs.shared_s(float(u.mean()), 0.0, batch, within) + prefill
     last = np.maximum(steps - 1, 0) / tokens_a_step
-    decode = costs.shared_s(0.0, float(last.mean()), batch, replace(within, cached=float(np.mean(last * prompt))))
+    later = replace(within, cached=float(np.mean(last * prompt)))
+    mixed = max(c.shared_s(float(u.mean()), a, batch, within) + c.attention * area for c in costs)
+    alone = max(c.shared_s(float(u.mean()), 0.0, batch, within) + c.attention * area for c in costs)
+    decode = max(c.shared_s(0.0, float(last.mean()), batch, later) for c in costs)
     return replace(
         floors, mixed_per_s=float(1 / (mixed * share)), prefill_per_s=float(1 / (alone * share)),
         decode_per_s=float(1 / (decode * share)) if decode > 0 else np.inf,
     )  # fmt: skip
 
 
-class _Costs:
-    """The step tables in seconds, as arrays, with what they can never undercut."""
+def _costs(kind: ReplicaModel, longest: int) -> list[_Costs]:
+    """What steps take: of a pipeline on its widest stage, and on its last."""
+    times, limits = kind.times, kind.limits
+    if isinstance(times, PipelineTimes):
+        n = len(times.layers)
+        stages = sorted({times.layers.index(max(times.layers)), n - 1})
+        return [_Costs(times.stage(i), times.whole, limits.budget, -(-limits.max_seqs // n), longest) for i in stages]
+    assert isinstance(times, StepTimes)  # the FFN is never on GPUs of its own here
+    return [_Costs(times, times, limits.budget, limits.max_seqs, longest)]
 
-    def __init__(self, t: StepTimes, limits: Limits, longest: int) -> None:
-        self.budget, self.seats = limits.budget, limits.max_seqs
-        self.linear = np.array(t.linear[: limits.budget + 1], np.float64) / PS
-        self.decode = np.array(t.decode[: limits.max_seqs + 1], np.float64) / PS
-        self.slope = min(t.decode_slope[1 : limits.max_seqs + 1]) / PS
-        chunks = np.arange(1, min(limits.budget, longest, len(t.prefill) - 1) + 1, dtype=np.float64)
+
+class _Costs:
+    """The step tables in seconds, as arrays, with what they can never undercut: ``t`` of a stage, ``whole`` of a token's pass."""
+
+    def __init__(self, t: StepTimes, whole: StepTimes, budget: int, seats: int, longest: int) -> None:
+        self.budget, self.seats = budget, seats
+        self.linear, self.decode, self.slope = self._steps(t)
+        self.pass_linear, self.pass_decode, self.pass_slope = self._steps(whole)
+        chunks = np.arange(1, min(budget, longest, len(t.prefill) - 1) + 1, dtype=np.float64)
         fresh = 2 * np.array(t.prefill[1 : len(chunks) + 1]) / chunks**2
         again = np.array(t.prefill_slope[1 : len(chunks) + 1]) / chunks
         self.attention = float(min(fresh.min(), again.min())) / PS / t.ranks  # other prompts may lie on the other ranks
-        self.floor = np.minimum.accumulate(self.linear[::-1])[::-1]
+        self.floor, self.pass_floor = (np.minimum.accumulate(x[::-1])[::-1] for x in (self.linear, self.pass_linear))
+
+    def _steps(self, t: StepTimes) -> tuple[Floats64, Floats64, float]:
+        linear = np.array(t.linear[: self.budget + 1], np.float64) / PS
+        decode = np.array(t.decode[: self.seats + 1], np.float64) / PS
+        return linear, decode, min(t.decode_slope[1 : self.seats + 1]) / PS
+
+    def token_s(self, cached: Floats64) -> Floats64:
+        """Least time of one decoded token after ``cached``."""
+        return np.asarray(self.pass_linear[1] + self.pass_decode[1] + self.pass_slope * cached, dtype=np.float64)
 
     def alone_s(self, uncached: Floats64, prompt: Floats64) -> Floats64:
-        """Least time from a step's start to the first token of each prompt: its tokens at the best rate, its attention, a head a step."""
+        """Least time from a step's start to the first token of each prompt: its tokens at the best rate, its attention, a head a step.
+
+        In a pipeline also a token's way through the other stages.
+        """
         rate = float(np.min(self.linear[1:] / np.arange(1, len(self.linear))))
         tokens = np.maximum(uncached * rate, self.floor[np.minimum(uncached, self.budget).astype(np.int64)])
         area = (prompt**2 - (prompt - uncached) ** 2) / 2
-        return np.asarray(tokens + self.attention * area + np.ceil(uncached / self.budget) * self.decode[0], dtype=np.float64)
+        others = self.pass_floor[1] - self.floor[1] + self.pass_decode[0] - self.decode[0]
+        return np.asarray(tokens + self.attention * area + np.ceil(uncached / self.budget) * self.decode[0] + others, dtype=np.float64)
 
     def shared_s(self, prompt_tokens: float, decoded: float, batch: float, within: Within) -> float:
         """Least time of the parts a step's tokens share (weights, head, host): see the module's docstring."""
         t = np.arange(1, self.budget + 1)
         dearest = float(np.min((self.linear[1:] + self.decode[0]) / t))
         n = np.arange(1, self.seats + 1, dtype=np.float64)
-        step = self.floor[1 : self.seats + 1] + self.decode[1:] + self.slope * within.kv_tokens * n
+        step = self.pass_floor[1 : self.seats + 1] + self.pass_decode[1:] + self.pass_slope * within.kv_tokens * n
         best = 0.0
         for p in PRICES * dearest if prompt_tokens else (0.0,):
             if not decoded:

@@ -167,7 +167,8 @@ class Player:
 def _effort(candidate: Candidate) -> int:
     """What a request of this candidate takes to simulate, in requests of a plain replica."""
     first = (candidate.prefill or candidate.serve).plan
-    return (2 if candidate.prefill else 1) * (4 if candidate.serve.plan.speculation else 1) * (2 if first.prefix_cache else 1)
+    slow = candidate.serve.plan.speculation or candidate.serve.plan.pp > 1 or first.pp > 1  # every step is played
+    return (2 if candidate.prefill else 1) * (4 if slow else 1) * (2 if first.prefix_cache else 1)
 
 
 def judge(ask: ServeAsk, result: ServeResult, rate_per_s: float, *, settled: bool = False) -> Seen:

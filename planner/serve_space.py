@@ -62,9 +62,7 @@ def broken_rule(ask: ServeAsk, plan: EnginePlan) -> str:
         return f"tp*dp*cp={plan.tp * plan.dp * plan.cp} does not divide moe_ffn_hidden={m.moe_ffn_hidden} of {m.name}"
     n = plan.n_gpus
     if plan.pp > max(n // node, 1) and _fast_links(ask) and not m.n_heads % (2 * plan.tp):
-        return (
-            f"pp={plan.pp} makes stages inside a node with NVLink: wider tp does the same without pipeline bubbles, which are not modelled"
-        )
+        return f"pp={plan.pp} makes stages inside a node with NVLink: wider tp does the same without pipeline bubbles"
     if (n < node and node % n) or (n > node and n % node):
         return f"a replica of {n} GPUs neither divides a node of {node} nor fills whole nodes"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -64,9 +65,9 @@ def bottleneck(ask: ServeAsk, decision: ServeDecision, choice: ServeChoice) -> s
 
 def messages_frac(ask: ServeAsk, decision: ServeDecision, plan: EnginePlan) -> float:
     """Part of a full step's time, attention over the cache left out, that its messages take: ``n_layers·messages / layers``."""
-    system, wide = decision.system, spread(plan)
+    system, wide = decision.system, dataclasses.replace(spread(plan), pp=1)  # a micro-batch passes all layers
     tokens = np.array([float(plan.token_budget)])
-    per_rank = np.ceil(tokens / (wide.dp * wide.pp))
+    per_rank = np.ceil(tokens / wide.dp)
     messages = ask.model.n_layers * messages_s(ask.model, wide, system, per_rank, ask.model.n_experts > 0)
     return float((messages / layers_s(ask.model, wide, system, tokens))[0])
 
@@ -126,8 +127,6 @@ def notes(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice]) -> li
         out.append(f"efficiencies are borrowed from {lender}: no kernels of {ask.gpu.name} were measured")
     if ask.context_tokens > MEASURED_PROMPT_TOKENS:
         out.append(f"contexts over {MEASURED_PROMPT_TOKENS:,} tokens are beyond what was measured: attention holds the rate it has there")
-    if any(p.deployment.plan.pp > 1 or p.deployment.prefill_plan.pp > 1 for c in kept[:1] for p in c.parts):
-        out.append("pipeline stages are taken as evenly loaded; uneven prompts leave bubbles that are not modelled")
     if ask.speculation:
         guess = ask.speculation
         cost = (

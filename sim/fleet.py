@@ -123,7 +123,7 @@ class Fleet:
         replica.run(until)
         if not replica.n_outstanding:
             return
-        moved, at_work = replica.now > before, _at_work(replica)
+        moved, at_work = replica.now > before or replica.stirs() > replica.now, _at_work(replica)
         if at_work and not moved and not self._stalled[i] and self._tell_stalled is not None:
             self._tell_stalled(i)
         self._stalled[i] = at_work and not moved
@@ -143,10 +143,13 @@ class Fleet:
 def quiet_until(replica: Replica) -> int:
     """A time (ps) up to which no request starts, ends or is preempted on a replica that is given none: it only decodes to its next finish.
 
-    That is the start of the step with that finish. Its present time where more than that goes on or KV may run short.
+    That is the start of the step with that finish. Its present time where more than that goes on or KV may run short. A pipeline's next
+    event, and no request starts or ends on it before.
     """
+    if type(replica) is not Replica:
+        return max(replica.now, min(replica.stirs(), _next_news(replica)))
     may_start = (replica.waiting or replica.landed) and replica.n + replica.pad < replica.max_seqs
-    if may_start or replica.part >= 0 or not replica.heap or type(replica) is not Replica:
+    if may_start or replica.part >= 0 or not replica.heap:
         return replica.now
     steps, n, rows = (replica.heap[0] >> replica.bits) - replica.k - 1, replica.n, replica.n + replica.pad
     if most_growth(replica) > replica.free:

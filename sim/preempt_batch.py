@@ -45,12 +45,11 @@ def _stop(replica: SteppingReplica, q: int) -> int:
     r = replica.r
     length, blocks = replica.batch.leave(q, back=True)
     done = length - r.prompt[q] + 1
-    if done == 1 and replica.fresh:
-        replica.fresh.pop()
+    last = replica.fresh.pop() if done == 1 and replica.fresh else replica.last_left()
     r.prompt[q] += done
     r.output[q] -= done
     replica.free += blocks - released(replica, q)
-    r.lost[q] = replica.now
+    r.lost[q] = last
     if not replica.swap:
         return 0
     copy_ps = -(-length // replica.block) * replica.swap_ps

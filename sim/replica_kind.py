@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..costmodels.pipeline_times import PipelineTimes, pipeline_times
 from ..costmodels.serving import Reach, step_times
 from ..costmodels.serving_memory import ServeMemory, serve_memory
 from ..costmodels.serving_ops import ServeSystem
@@ -15,6 +16,7 @@ from ..costmodels.step_times import StepTimes
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload
 from .engine import Replica
+from .pipeline_replica import PipelineReplica
 from .policies import Policy, policy_named
 from .replica_state import Limits
 from .requests import Requests
@@ -31,7 +33,7 @@ class ReplicaModel:
     of one sequence's recurrent states; ``verify`` are the tables of a plan that speculates.
     """
 
-    times: StepTimes | SplitTimes
+    times: StepTimes | SplitTimes | PipelineTimes
     verify: VerifyTimes | None = None
     n_layers: int = 1
     policy: Policy
@@ -56,7 +58,8 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
     seats = memory.max_seqs
     limits = Limits(budget=budget, max_seqs=seats, blocks=memory.kv_blocks, block_tokens=block, swap=plan.preemption == "swap")
     far = reach(policy, limits, work, guesses=plan.speculation is not None)
-    times = split_times(model, plan, system, far) if plan.attention_ffn else step_times(model, plan, system, far)
+    priced = split_times if plan.attention_ffn else pipeline_times if has_stages(plan, policy) else step_times
+    times: StepTimes | SplitTimes | PipelineTimes = priced(model, plan, system, far)
     return ReplicaModel(
         times=times,
         verify=verify_times(model, plan, system, far, times) if plan.speculation else None,
@@ -68,6 +71,11 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
         kv_bytes_per_token=memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp * plan.cp,
         state_bytes=memory.state_bytes_per_seq * plan.tp * plan.pp,
     )
+
+
+def has_stages(plan: EnginePlan, policy: Policy) -> bool:
+    """Whether a replica's pipeline stages are played one by one: not where it guesses or prefills by layers, whose stages are even."""
+    return plan.pp > 1 and plan.speculation is None and not policy.layer_tokens
 
 
 def reach(policy: Policy, limits: Limits, work: ServeWorkload, *, guesses: bool = False) -> Reach:
@@ -94,11 +102,14 @@ def start_replicas(
 ) -> list[Replica]:
     """``n`` idle replicas of one kind over the same requests; ``cached`` false leaves out the plan's prefix cache.
 
-    They play every step where the plan speculates, prefills by layers or splits attention from FFN: such steps have no closed form.
+    They play every step where the plan speculates, prefills by layers, splits attention from FFN or has pipeline stages: such steps have
+    no closed form.
     Raises BadInput when the plan wants a prefix cache that the workload or a KV tier cannot serve.
     """
     block, times = kind.limits.block_tokens, kind.times
     stores = prefix_stores(plan, work, kind.policy, block, kind.kv_bytes_per_token, n) if cached else [None] * n
+    if isinstance(times, PipelineTimes):
+        return [PipelineReplica(requests, times, kind.policy, kind.limits, store) for store in stores]
     if isinstance(times, StepTimes) and kind.verify is None and not kind.policy.layer_tokens:
         return [Replica(requests, times, kind.policy, kind.limits, store) for store in stores]
     layers, spec, verify = kind.n_layers, plan.speculation, kind.verify

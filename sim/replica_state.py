@@ -93,6 +93,14 @@ class ReplicaState:
         """Free the KV of a request that ended with its prompt under ``hold``."""
         give_back(self, request, self.r.prompt[request])
 
+    def stirs(self) -> int:
+        """When it does something next, in ps, as far as that is known without playing it."""
+        return self.now
+
+    def bubble_ps(self) -> int:
+        """Time that pipeline stages idled between their first and last work, summed."""
+        return 0
+
     def queued_blocks(self) -> int:
         """KV blocks that the prompts not yet admitted will take."""
         r = self.r

@@ -30,12 +30,14 @@ def split_kinds(
     """Both engines of a GPU priced on their share of its SMs: prefill on ``x``, decode on ``1 − x``.
 
     Decode has what bandwidth a full prefill step leaves it, ``1 − weights/(step time · bandwidth)``. Raises BadInput for plans whose
-    engines could not share: prefix caches, speculation, FFN on other GPUs, policies that set the answer's KV aside or prefill by layers.
+    engines could not share: prefix caches, speculation, pipelines, FFN on other GPUs, policies that set the answer's KV aside or prefill
+    by layers.
     """
     policy = policy_named(plan.policy or system.engine.policy)
     for name, on in (
         ("prefix_cache", plan.prefix_cache),
         ("speculation", plan.speculation is not None),
+        ("pp", plan.pp > 1),
         ("attention_ffn", plan.attention_ffn is not None),
         (f"policy={policy.name}", policy.reserve_output or policy.layer_tokens > 0),
     ):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..costmodels.pipeline_times import PipelineTimes
 from ..costmodels.serving_memory import ServeMemory
 from ..costmodels.step_times import PS
 from ..scenarios.serving import Floats64, Ints64, ServeWorkload
@@ -23,13 +24,18 @@ from .tiers import TierUse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolUse:
-    """One pool of equal replicas: its name, GPUs of each replica, how long each was busy (s), its steps, and one replica's memory."""
+    """One pool of equal replicas: its name, GPUs of each replica, how long each was busy (s), its steps, and one replica's memory.
+
+    ``bubble_s`` is how long each replica's pipeline stages idled between their first and last work, summed over them.
+    """
 
     name: str
     gpus_each: int
     busy_s: tuple[float, ...]
     n_steps: int
     memory: ServeMemory
+    n_stages: int = 1
+    bubble_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,8 @@ def _use(pool: Pool) -> PoolUse:
         busy_s=tuple(r.busy_ps / PS for r in pool.replicas),
         n_steps=sum(r.n_steps for r in pool.replicas),
         memory=pool.kind.memory,
+        n_stages=len(pool.kind.times.layers) if isinstance(pool.kind.times, PipelineTimes) else 1,
+        bubble_s=tuple(r.bubble_ps() / PS for r in pool.replicas),
     )
 
 

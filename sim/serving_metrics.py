@@ -115,4 +115,5 @@ def _pool(pool: PoolUse, span_s: float) -> dict[str, Any]:
     return {
         "name": pool.name, "n_replicas": len(busy), "gpus_each": pool.gpus_each, "n_steps": pool.n_steps,
         "busy_frac": mean, "busiest_frac": max(busy, default=0.0), "kv_blocks": pool.memory.kv_blocks,
+        **({"bubble_frac": sum(pool.bubble_s) / (pool.n_stages * span_s * len(busy))} if pool.n_stages > 1 else {}),
     }  # fmt: skip

@@ -57,7 +57,7 @@ class SteppingReplica(Replica):
         self.fixed = verify.fixed if verify else [self.times.decode]
         self.per_kv = verify.per_kv if verify else [self.times.decode_slope]
         self.width = verify.width if verify else 1
-        self.n_layers = n_layers
+        self.n_layers, self.seats = n_layers, self.max_seqs
         self.batch = Batch(self.max_seqs, self.block, speculation[1] if speculation else None)
         self.wave: list[tuple[int, int, int]] = []  # layered prefill under way: (request, tokens, past)
         self.groups = self.group = 0
@@ -110,9 +110,7 @@ class SteppingReplica(Replica):
         if policy.layer_tokens:
             chunks, joins, fetched = self._layer_group(need, starved)
         else:
-            beside = queries if policy.mixed else 0
-            left = self.budget - beside
-            chunks, joins, fetched = self._prompts(need, self._ranks_left(left, beside) if self.ranks > 1 else left, starved)
+            chunks, joins, fetched = self._prompts(need, self._left(queries if policy.mixed else 0), starved)
         if not chunks and not n:
             self.now += extra
             self.busy_ps += extra
@@ -179,7 +177,7 @@ class SteppingReplica(Replica):
                 self.part = -1
         if self.part >= 0 or not self.open or starved:
             return chunks, joins, extra
-        seats = self.max_seqs - self.batch.n - self.pad
+        seats = self.seats - self.batch.n - self.pad
         while (self.waiting or self.landed) and left > 0 and len(joins) < seats:
             q = (self.landed or self.waiting)[0]
             hold, past = self._hold(q)
@@ -246,6 +244,23 @@ class SteppingReplica(Replica):
         kv = self.batch.kv + n * (1 + gamma * self.width) if n else 0
         if self.price is not None:
             return self.price.step_ps(rows, kv, chunks)
+        decoding = self.layers[gamma][rows]
+        work = sum(self._mixed_ps(queries, chunks)) if chunks else decoding
+        if self.policy.layer_tokens and chunks:
+            work = (work + (self.groups - 1) * decoding) // self.groups
+        return work + self.fixed[gamma][rows] + self.per_kv[gamma][n] * kv
+
+    def last_left(self) -> int:
+        """When the sequences of the step that is being put together got their last tokens."""
+        return self.now
+
+    def _left(self, beside: int) -> int:
+        """Tokens of a step that are left for prompts beside so many of decodes."""
+        left = self.budget - beside
+        return self._ranks_left(left, beside) if self.ranks > 1 else left
+
+    def _mixed_ps(self, queries: int, chunks: list[tuple[int, int]]) -> tuple[int, int]:
+        """(``linear`` of the step's tokens, attention of its prompts' chunks and what lies unevenly on the ranks)."""
         t, tokens, attention = self.times, queries, 0
         pieces = [(c, t.prefill[c] + t.prefill_slope[c] * past) for c, past in chunks]
         for c, asked in pieces:
@@ -253,11 +268,7 @@ class SteppingReplica(Replica):
             attention += asked
         if pieces and self.ranks > 1:
             attention += t.uneven_ps(queries, pieces, len(self.waiting) + len(self.landed), self.longest_piece)
-        decoding = self.layers[gamma][rows]
-        work = t.linear[tokens] + attention if chunks else decoding
-        if self.policy.layer_tokens and chunks:
-            work = (work + (self.groups - 1) * decoding) // self.groups
-        return work + self.fixed[gamma][rows] + self.per_kv[gamma][n] * kv
+        return t.linear[tokens], attention
 
     def _compute_ps(self, tokens: int, past: int) -> int:
         """As ``Replica._compute_ps``."""

@@ -64,6 +64,36 @@ def test_no_random_workload_beats_the_bounds(isl, osl, budget, seats, blocks, se
     assert result.finish_s[served].mean() >= bounds.e2e_s * (1 - 1e-9)
 
 
+@pytest.mark.parametrize(("isl", "osl", "pp"), [(200, 400, 2), (4000, 50, 2), (1000, 1000, 4), (4000, 500, 8)])
+def test_no_pipeline_beats_the_bound_of_its_slowest_stage(isl, osl, pp):
+    """All queued at once; the random mix of lengths leaves bubbles, a full pipeline still comes within half of the bound."""
+    question, rng = ask(gpu_name="l40s", n_gpus=8, slo=Slo()), np.random.default_rng(pp)
+    work = ServeWorkload(
+        arrival_s=np.zeros(600), prompt_tokens=rng.integers(1, 2 * isl, 600), output_tokens=rng.integers(1, 2 * osl, 600),
+    )  # fmt: skip
+    plan, kind = replica(question, work, pp=pp, max_num_seqs=64)
+    bounds, result = serve_bounds(Load(work), plan, kind, Slo()), played(question, plan, kind, work)
+    assert 0.4 * bounds.mixed_per_s < 600 / result.end_s <= bounds.mixed_per_s
+    assert result.first_s.mean() >= bounds.ttft_s
+    assert result.finish_s.mean() >= bounds.e2e_s
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(1, 6000), st.integers(1, 600), st.sampled_from([512, 8192]), st.sampled_from([8, 256]), st.sampled_from([0, 900]),
+       st.sampled_from([2, 3, 8]), st.integers(0, 5))  # fmt: skip
+def test_no_random_pipeline_beats_the_bounds(isl, osl, budget, seats, blocks, pp, seed):
+    rng = np.random.default_rng(seed)
+    n = 200
+    work = ServeWorkload(arrival_s=np.zeros(n), prompt_tokens=rng.integers(1, isl + 1, n), output_tokens=rng.integers(1, osl + 1, n))
+    question = ask(gpu_name="l40s", n_gpus=8, slo=Slo())
+    plan, kind = replica(question, work, token_budget=budget, max_num_seqs=seats, kv_blocks=blocks, pp=pp)
+    bounds, result = serve_bounds(Load(work), plan, kind, Slo()), played(question, plan, kind, work)
+    assert bounds.why == ""
+    assert n / result.end_s <= bounds.mixed_per_s * (1 + 1e-9)
+    assert result.first_s.mean() >= bounds.ttft_s * (1 - 1e-9)
+    assert result.finish_s.mean() >= bounds.e2e_s * (1 - 1e-9)
+
+
 @pytest.mark.parametrize("tpot_s", [0.008, 0.012, 0.02, 0.04])
 def test_no_rate_that_keeps_the_promised_tpot_beats_its_bound(tpot_s):
     question = ask(prompt_tokens=1000, output_tokens=300)
