@@ -126,7 +126,9 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     )
 
 
-def decode_secant(model: ModelSpec, plan: EnginePlan, system: ServeSystem, seqs: Array, reach: Reach) -> tuple[Array, Array]:
+def decode_secant(
+    model: ModelSpec, plan: EnginePlan, system: ServeSystem, seqs: Array, reach: Reach, queries: int = 1
+) -> tuple[Array, Array]:
     """Attention of ``seqs`` decoding sequences as an affine price of the tokens they have cached: (fixed seconds, seconds a token).
 
     The secant through both ends of ``reach``; where sparse attention bends the price in between (``index_top_k``), the least-squares line
@@ -134,10 +136,11 @@ def decode_secant(model: ModelSpec, plan: EnginePlan, system: ServeSystem, seqs:
     """
     if reach.kv_low_tokens < model.index_top_k < reach.kv_high_tokens:
         lengths = np.linspace(reach.kv_low_tokens, reach.kv_high_tokens, KINK_LENGTHS)
-        prices = np.stack([decode_attention_s(model, plan, system, seqs, kv) for kv in lengths])
+        prices = np.stack([decode_attention_s(model, plan, system, seqs, kv, queries) for kv in lengths])
         per_length = np.maximum(((lengths - lengths.mean())[:, None] * prices).sum(0) / np.square(lengths - lengths.mean()).sum(), 0.0)
         return np.maximum(prices.mean(0) - per_length * lengths.mean(), 0.0), per_length / seqs
-    low, high = (decode_attention_s(model, plan, system, seqs, kv) for kv in (reach.kv_low_tokens, reach.kv_high_tokens))
+    ends = (reach.kv_low_tokens, reach.kv_high_tokens)
+    low, high = (decode_attention_s(model, plan, system, seqs, kv, queries) for kv in ends)
     slope = (high - low) / (seqs * (reach.kv_high_tokens - reach.kv_low_tokens))
     return np.maximum(low - slope * seqs * reach.kv_low_tokens, 0.0), slope
 

@@ -16,14 +16,17 @@ from .sparse_index import index_decode_s, index_prefill_s, sparse_prefill_s
 from .wide_decode import wide_decode_s
 
 
-def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, sequences: Array, kv_tokens: float) -> Array:
+def decode_attention_s(
+    model: ModelSpec, plan: EnginePlan, system: ServeSystem, sequences: Array, kv_tokens: float, queries: int = 1
+) -> Array:
     """All layers' attention of one new token in each of ``sequences`` (over all dp ranks), each with ``kv_tokens`` cached.
 
-    A state is read and written whole, whatever is cached.
+    A state is read and written whole, whatever is cached. A step that checks ``queries`` tokens a sequence asks with as many heads more
+    (``model`` has them) and writes a state for each, for the one it will go on from is not yet known.
     """
     b = np.ceil(sequences / (plan.dp * plan.pp))
     cached = _attention_s(model, plan, system, b, np.ones_like(b), np.full_like(b, kv_tokens), decode=True)
-    return cached + states_decode_s(model, plan, system.roofline, b) if model.n_linear_layers else cached
+    return cached + states_decode_s(model, plan, system.roofline, b, queries) if model.n_linear_layers else cached
 
 
 def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, chunk: Array, past: float | Array) -> Array:
@@ -37,16 +40,16 @@ def prefill_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem,
     return price
 
 
-def states_decode_s(model: ModelSpec, plan: EnginePlan, roofline: Roofline, batch: Array) -> Array:
-    """All linear layers' update by one token in each of ``batch`` sequences: two kernels a layer, the convolution's and the state's.
+def states_decode_s(model: ModelSpec, plan: EnginePlan, roofline: Roofline, batch: Array, queries: int = 1) -> Array:
+    """All linear layers' update by ``queries`` tokens in each of ``batch`` sequences: two kernels a layer, for convolution and state.
 
-    Each reads and writes its state and moves the token's inputs and outputs in 16 bits; a state's FLOPs never bind.
+    Each reads its state once, writes one a token and moves the tokens' inputs and outputs in 16 bits; a state's FLOPs never bind.
     """
     conv, k, v = linear.conv_width(model) / plan.tp, linear.key_width(model) / plan.tp, linear.value_width(model) / plan.tp
-    state = 2 * linear.recurrent_bytes(model, tp=plan.tp, dtype=plan.state_dtype) + 2 * (2 * k + 2 * v)
+    state = (1 + queries) * linear.recurrent_bytes(model, tp=plan.tp, dtype=plan.state_dtype) + 2 * queries * (2 * k + 2 * v)
     one = roofline.stream_s(batch * state)
     if conv:
-        one = one + roofline.stream_s(batch * (2 * linear.conv_bytes(model, tp=plan.tp) + 4 * conv))
+        one = one + roofline.stream_s(batch * ((1 + queries) * linear.conv_bytes(model, tp=plan.tp) + 4 * queries * conv))
     return model.n_linear_layers * one
 
 

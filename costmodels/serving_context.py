@@ -28,7 +28,9 @@ def spread(plan: EnginePlan) -> EnginePlan:
     return plan if plan.cp == 1 else dataclasses.replace(plan, dp=plan.dp * plan.cp, cp=1)
 
 
-def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, sequences: Array, kv_tokens: float) -> Array:
+def decode_attention_s(
+    model: ModelSpec, plan: EnginePlan, system: ServeSystem, sequences: Array, kv_tokens: float, queries: int = 1
+) -> Array:
     """All layers' attention of one new token in each of ``sequences``, each with ``kv_tokens`` cached; seconds, shape of ``sequences``.
 
     Each of cp ranks reads ``kv_tokens/cp`` for all sequences of its dp rank. Per full-attention layer the queries are gathered over cp,
@@ -37,8 +39,8 @@ def decode_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, 
     """
     alone = dataclasses.replace(plan, cp=1)
     if plan.cp == 1 or kv_tokens <= 1:
-        return serving_attention.decode_attention_s(model, alone, system, sequences, kv_tokens)
-    own = serving_attention.decode_attention_s(model, alone, system, sequences, max(kv_tokens / plan.cp, 1.0))
+        return serving_attention.decode_attention_s(model, alone, system, sequences, kv_tokens, queries)
+    own = serving_attention.decode_attention_s(model, alone, system, sequences, max(kv_tokens / plan.cp, 1.0), queries)
     rows = np.ceil(sequences / (plan.dp * plan.pp)) * -(-model.n_heads // plan.tp)
     qk, v = _widths(model)
     net = system.network

@@ -88,7 +88,6 @@ def check_layers(model: ModelSpec, plan: EnginePlan) -> None:
     if model.n_linear_layers:
         refused |= {
             "a prefix cache": plan.prefix_cache,
-            "speculation": plan.speculation is not None,
             "preemption by swapping": plan.preemption == "swap",
             f"tp={plan.tp}, which does not divide its {model.linear_key_heads} key heads,": model.linear_key_heads % plan.tp > 0,
         }
@@ -124,8 +123,9 @@ def serve_memory(
     per_token = kv_bytes_per_token(model, plan)
     room = limit - held - activations - engine.context_bytes
     per_seq = state_bytes_per_seq(model, plan)
-    seats = max_seqs if not per_seq else max(min(max_seqs, int(max(room, 0) * STATES_FRAC // per_seq) * plan.dp), 1)
-    states = per_seq * -(-seats // plan.dp)
+    slots = 1 + (plan.speculation.most_checked if plan.speculation else 0)  # while guesses are checked, one for each token
+    seats = max_seqs if not per_seq else max(min(max_seqs, int(max(room, 0) * STATES_FRAC // (per_seq * slots)) * plan.dp), 1)
+    states = per_seq * slots * -(-seats // plan.dp)
     room -= states
     blocks = int(room // (per_token * block_tokens)) * plan.dp if not plan.kv_blocks else plan.kv_blocks
     if blocks < 1:

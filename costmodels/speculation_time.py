@@ -70,9 +70,9 @@ def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach:
     """Tables of the plan's speculation beside ``times``, its plain ones (long enough for ``n·q`` tokens).
 
     Attention reads the cache once for the ``q`` tokens of a sequence, which share it as more query heads of a group do; logits are
-    taken for each. Drafting is γ passes of ``draft_model`` (of ``tree_width`` rows a sequence), priced as the model is but without an
-    engine's host time, or ``draft_frac`` of a one-token step each. Raises BadInput without a speculation or where attention is apart from
-    FFN, UnknownName for an unknown draft model.
+    taken for each. Recurrent states are read once and written for each token. Drafting is γ passes of ``draft_model`` (of ``tree_width``
+    rows a sequence), priced as the model is but without an engine's host time, or ``draft_frac`` of a one-token step each. Raises
+    BadInput without a speculation or where attention is apart from FFN, UnknownName for an unknown draft model.
     """
     spec = plan.speculation
     if spec is None:
@@ -110,8 +110,8 @@ def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach:
 def _check_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, q: int) -> tuple[Array, Array]:
     """Attention and head of checking ``q`` tokens a sequence, affine in the cached tokens: (fixed part, seconds a cached token)."""
     some = np.maximum(np.arange(reach.seqs + 1, dtype=np.float64), 1)
-    asking = replace(model, n_heads=model.n_heads * q)
-    start, slope = decode_secant(asking, plan, system, some, reach)
+    asking = replace(model, n_heads=model.n_heads * q, index_heads=model.index_heads * q)
+    start, slope = decode_secant(asking, plan, system, some, reach, q)
     return start + head_s(model, spread(plan), system, some * q), slope
 
 
@@ -155,6 +155,8 @@ def memory_with_draft(memory: ServeMemory, plan: EnginePlan, block_tokens: int) 
     if plan.speculation is None or not plan.speculation.draft_model:
         return memory
     draft, alone = registry.model(plan.speculation.draft_model), replace(plan, speculation=None)
+    if draft.special_layers:
+        raise BadInput(f"draft_model={draft.name} has {draft.special_layers}, whose caches are not counted beside a model's; take another")
     weights, per_token = weights_bytes(draft, alone), memory.kv_bytes_per_token + kv_bytes_per_token(draft, alone)
     blocks = plan.kv_blocks or int((memory.kv_bytes - weights) // (per_token * block_tokens)) * plan.dp
     if blocks < 1:

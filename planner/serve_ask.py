@@ -90,10 +90,6 @@ class ServeAsk:
             raise BadInput(f"--expert-skew is for models with experts, and {self.model.name} has none; drop it")
         if self.speculation:
             check_draft(self.speculation, self.model)
-        if self.speculation and self.model.n_linear_layers:
-            raise BadInput(
-                f"--speculation: {self.model.name} has {self.model.special_layers}, whose states after wrong guesses are not priced; drop it"
-            )
         _check_context(self)
 
     @property

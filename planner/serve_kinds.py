@@ -143,7 +143,7 @@ def _priced(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, bu
         priced = replica_model(ask.model, plan, system, load.work)
     guess = plan.speculation
     if guess and priced.verify and guess.controller == "fixed" and not guess.gamma_by_batch:
-        table = gamma_table(priced.verify, guess, plan.max_num_seqs, float((load.prompt + load.steps / 2).mean()))
+        table = gamma_table(priced.verify, guess, priced.limits.max_seqs, float((load.prompt + load.steps / 2).mean()))
         plan = dataclasses.replace(plan, speculation=dataclasses.replace(guess, gamma_by_batch=table))
     return priced, plan
 

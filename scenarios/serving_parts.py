@@ -59,6 +59,12 @@ class Speculation:
         if batches != sorted(set(batches)) or any(not 0 <= gamma <= 64 or batch < 1 for batch, gamma in self.gamma_by_batch):
             raise BadInput(f"gamma_by_batch={self.gamma_by_batch} must hold rising batch sizes from 1, each with 0 to 64 draft tokens")
 
+    @property
+    def most_checked(self) -> int:
+        """Most tokens one sequence sends through the model in a step: its own and ``γ``, or ``γ·width`` of a tree."""
+        most = max([gamma for _, gamma in self.gamma_by_batch] or [self.draft_tokens])
+        return 1 + most * (self.tree_width if self.method == "tree" else 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvTier:

@@ -46,6 +46,14 @@ def test_decoding_a_state_by_hand() -> None:
     assert states_decode_s(HYBRID, EnginePlan(), roofline, batch) == pytest.approx(6 * (state + conv))
 
 
+def test_checking_four_tokens_reads_a_state_once_and_writes_four() -> None:
+    roofline = system().roofline
+    (batch,) = arrays(5)
+    state = roofline.stream_s(5 * (5 * 4 * 8 * 16 * 4 + 4 * 2 * (2 * 16 + 2 * 64)))
+    conv = roofline.stream_s(5 * (5 * 3 * 96 * 2 + 4 * 4 * 96))
+    assert states_decode_s(HYBRID, EnginePlan(), roofline, batch, 4) == pytest.approx(6 * (state + conv))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(MODELS), gpu=st.sampled_from(GPUS), tp=st.sampled_from([1, 2, 4, 8]), n=st.integers(1, 1000),

@@ -43,6 +43,15 @@ def test_states_leave_the_pool_less() -> None:
     assert few.kv_bytes - many.kv_bytes == pytest.approx(64 * many.state_bytes_per_seq + logits, abs=16 * many.kv_bytes_per_token)
 
 
+def test_checking_guesses_holds_a_state_for_each_token() -> None:
+    """Beside its own: three guesses and the token before them, or two depths of three."""
+    plain = memory(QWEN, EIGHT, 8)
+    for guess, more in ((Speculation(method="mtp", draft_tokens=3), 4), (Speculation(method="tree", draft_tokens=2, tree_width=3), 7)):
+        found = memory(QWEN, replace(EIGHT, speculation=guess), 8)
+        assert found.state_bytes_per_seq == plain.state_bytes_per_seq
+        assert found.states_bytes == (1 + more) * plain.states_bytes
+
+
 def test_more_seats_than_states_fit_are_not_given() -> None:
     crowded = memory(QWEN, EIGHT, 100_000)
     assert crowded.max_seqs < 100_000
@@ -67,11 +76,6 @@ def test_an_indexer_is_whole_on_every_rank() -> None:
     ("spec", "changes", "message"),
     [
         (QWEN, {"prefix_cache": True}, "qwen3.5-397b-a17b has gated-delta layers: a prefix cache is not priced for them; drop it"),
-        (
-            QWEN,
-            {"speculation": Speculation(method="mtp", draft_tokens=1, accept_frac=0.8)},
-            "gated-delta layers: speculation is not priced",
-        ),
         (QWEN, {"preemption": "swap"}, "gated-delta layers: preemption by swapping is not priced"),
         (QWEN, {"cp": 2}, "gated-delta layers: cp=2 is not priced"),
         (QWEN, {"tp": 32}, "tp=32, which does not divide its 16 key heads, is not priced"),

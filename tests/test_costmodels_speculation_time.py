@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from roofplan.costmodels.acceptance import chain_tokens
 from roofplan.costmodels.params import count_params
 from roofplan.costmodels.serving import Reach, step_times
+from roofplan.costmodels.serving_attention import states_decode_s
 from roofplan.costmodels.serving_memory import serve_memory
-from roofplan.costmodels.serving_ops import serve_system
+from roofplan.costmodels.serving_ops import head_s, serve_system
 from roofplan.costmodels.speculation_time import (
     KEEP_FRAC,
     VerifyTimes,
@@ -149,6 +151,18 @@ def test_mtp_of_deepseek_v3():
     assert gain == pytest.approx(1.8, rel=0.05)
 
 
+def test_guesses_on_recurrent_states_pay_a_state_each():
+    """Qwen3.5 on 8 H200, 64 sequences, one guess: the third state of a sequence, its head and projections; no more a cached token."""
+    verify = tables(Speculation(method="mtp", draft_tokens=1, draft_frac=0), "qwen3.5-397b-a17b", "h200", tp=8, weight_dtype="fp8_block")
+    spec, plan = registry.model("qwen3.5-397b-a17b"), EnginePlan(tp=8, weight_dtype="fp8_block")
+    system = serve_system(registry.cluster("h200", 8), serving_engine("vllm"))
+    n = np.array([64.0])
+    states = (states_decode_s(spec, plan, system.roofline, n, 2) - states_decode_s(spec, plan, system.roofline, n))[0]
+    heads = (head_s(spec, plan, system, 2 * n) - head_s(spec, plan, system, n))[0]
+    more = (verify.fixed[1][64] - verify.fixed[0][64]) / PS
+    assert more == pytest.approx(states + heads, rel=0.1)
+
+
 def test_graphs_for_decoding_hold_guesses_too():
     """SGLang replays a graph of 64 sequences of four tokens; those 256 tokens with a prompt among them launch their kernels one by one."""
     v = tables(Speculation(draft_tokens=3, draft_frac=0.0), "qwen2.5-0.5b", engine="sglang", reach=replace(REACH, seqs=128))
@@ -170,6 +184,9 @@ def test_a_draft_model_shrinks_the_pool():
     assert both.kv_blocks < alone.kv_blocks
     assert memory_with_draft(alone, EnginePlan(speculation=CHAIN), 16) is alone
     assert memory_with_draft(alone, replace(plan, kv_blocks=77), 16).kv_blocks == 77
+    hybrid = EnginePlan(speculation=replace(CHAIN, draft_model="qwen3-next-80b-a3b"))
+    with pytest.raises(BadInput, match="qwen3-next-80b-a3b has gated-delta layers, whose caches are not counted beside a model's"):
+        memory_with_draft(alone, hybrid, 16)
 
 
 def test_what_cannot_be_priced_is_refused():

@@ -19,10 +19,6 @@ from serve_asks import ask, trace
         ({"prompt_tokens": 0}, "prompt_tokens=0 must be at least 1"),
         ({"objective": "max-seq"}, "objective='max-seq' is not for --task serve; legal: throughput, cost, latency"),
         ({"speculation": Speculation(method="mtp")}, "llama3.1-8b has no multi-token-prediction layers; use chain with a draft model"),
-        (
-            {"speculation": Speculation(method="mtp"), "model_name": "qwen3.5-397b-a17b"},
-            "--speculation: qwen3.5-397b-a17b has gated-delta layers, whose states after wrong guesses are not priced; drop it",
-        ),
         ({"rate_per_s": -1.0}, "neither may be negative"),
         ({"rate_per_s": 1.0, "concurrency": 2}, "--rate and --concurrency both say how requests arrive"),
         ({"model_name": "llama3-8b", "prompt_tokens": 8000, "output_tokens": 1000},

@@ -7,6 +7,7 @@ from roofplan.costmodels.serving_ops import serve_system
 from roofplan.planner.serve_kinds import Rejected, candidates, group_sizes, kinds_of
 from roofplan.planner.serve_space import MANY_SEATS, SEATS
 from roofplan.scenarios.serving import serving_engine
+from roofplan.scenarios.serving_parts import Speculation
 from roofplan.sim.replica_kind import replica_model
 from roofplan.sim.serving_metrics import Slo
 from serve_asks import ask
@@ -82,3 +83,16 @@ def test_seats_are_no_more_than_the_recurrent_states_that_fit():
         assert kind.plan.max_num_seqs == kind.model.limits.max_seqs <= kind.model.memory.max_seqs
         assert kind.model.state_bytes == kind.model.memory.state_bytes_per_seq * kind.plan.tp * kind.plan.pp > 0
     assert len({kind.plan.max_num_seqs for kind in kinds.mixed}) > 2
+
+
+def test_guesses_leave_room_for_fewer_states():
+    """A seat with one guess holds three states; γ by batch size is worked out for the seats there are."""
+    guess = Speculation(method="mtp", draft_tokens=1, draft_frac=0.05)
+    loose = {"n_gpus": 8, "gpu_name": "b200", "model_name": "qwen3.5-397b-a17b", "slo": Slo(ttft_s=10, tpot_s=1)}
+    kinds, _, _ = found(ask(speculation=guess, **loose))
+    seats = {(k.plan.tp, k.plan.dp, k.plan.ep, k.plan.token_budget, bool(k.plan.speculation)): k.plan.max_num_seqs for k in kinds.mixed}
+    both = [(n, seats[(*layout, False)]) for (*layout, guessing), n in seats.items() if guessing and (*layout, False) in seats]
+    assert both
+    assert all(guessing <= plain for guessing, plain in both)
+    assert any(guessing < plain / 2 for guessing, plain in both)
+    assert all(k.plan.speculation.gamma_by_batch[-1][0] <= k.plan.max_num_seqs for k in kinds.mixed if k.plan.speculation)
