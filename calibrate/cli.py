@@ -70,6 +70,8 @@ def fit_command(
 ) -> None:
     """Fit a calibration per GPU to the measurement tables of a folder and store it with its residuals."""
     check_place(json_to, "--json")
+    if holdout is not None and not holdout <= 0.5:
+        raise BadInput(f"--holdout {holdout} must be from 0.05 to 0.5")
     if holdout is not None:
         with _bar("score") as say:
             scores = score_folder(kernels, gpu, split, holdout, seed, say)

@@ -13,12 +13,14 @@ from ..costmodels.collectives import Network
 from ..costmodels.roofline import Roofline
 from ..scenarios import registry
 from ..scenarios.calibration import Calibration
+from ..scenarios.errors import BadFile
 from ..scenarios.hardware import Accelerator
 from .tables import columns_of
 
 HEAD_DIMS = {"qwen3-a3b-30b-moe": 128.0}
 """Models whose heads are not ``hidden / q_heads`` wide."""
 
+PRODUCTS = ("attn_pre_proj_us", "attn_post_proj_us", "mlp_up_proj_us", "mlp_down_proj_us")
 EXPERTS = ("num_tokens", "num_experts", "topk", "experts_per_device", "hidden", "expert_hidden", "routed_tokens")
 ATTENTION = ("model", "phase", "tp", "hidden", "q_heads", "kv_heads", "batch_size", "prefill_chunk", "kv_len")
 
@@ -99,15 +101,13 @@ def _experts(frame: Any, roofline: Roofline) -> Call:
 def _products(frame: Any, roofline: Roofline) -> Iterator[Call]:
     """The four products of a dense layer; norms, rotary embedding and activations are other columns."""
     c = columns_of(frame)
+    for name in ("tp", "ffn_hidden", "q_heads", "kv_heads", *PRODUCTS):
+        if c[name].dtype.kind != "f" or (name not in PRODUCTS and not np.all((c[name] > 0) & (c[name] < np.inf))):
+            raise BadFile(f"vidur_mlp: column {name} must hold numbers above 0 alone")
     m, tp, hidden, ffn = c["num_tokens"], c["tp"], c["hidden"], c["ffn_hidden"]
     qkv = (c["q_heads"] + 2 * c["kv_heads"]) * hidden / c["q_heads"] / tp
-    shapes = {
-        "attn_pre_proj_us": (qkv, hidden),
-        "attn_post_proj_us": (hidden, hidden / tp),
-        "mlp_up_proj_us": (2 * ffn / tp, hidden),
-        "mlp_down_proj_us": (hidden, ffn / tp),
-    }
-    for name, (n, k) in shapes.items():
+    shapes = (qkv, hidden), (hidden, hidden / tp), (2 * ffn / tp, hidden), (hidden, ffn / tp)
+    for name, (n, k) in zip(PRODUCTS, shapes, strict=True):
         at = np.nonzero(c[name] > 0)[0]
 
         def price(n: Array = n, k: Array = k, at: Any = at) -> Array:

@@ -46,6 +46,8 @@ def import_tables(source: Path | None, out: Path, framework: str = "vllm", say: 
     or None for the installed package. BadInput if nothing is installed, BadFile if nothing readable is found.
     """
     folder = source or installed()
+    if not folder.is_dir():
+        raise BadFile(f"{folder}: no such folder of measurement tables")
     if any((folder / f"{name}.{ending}").exists() for name in TABLES for ending in ("parquet", "csv")):
         frames = load_tables(folder)
     else:

@@ -78,16 +78,32 @@ def _clean(frame: Any, path: Path, columns: tuple[str, ...]) -> Any:
     for name in ("latency_us", *columns):
         if name in TEXT:
             frame[name] = frame[name].astype(str)
-        elif frame[name].dtype.kind not in "iuf":
-            raise BadFile(
-                f"{path}: column {name} must hold numbers, it holds {frame[name].iloc[0]!r}" if len(frame) else f"{path}: has no rows"
-            )
+        elif name != "latency_us" or frame[name].dtype.kind not in "iuf":
+            frame[name] = _sizes(frame[name], path)
     good = np.isfinite(frame["latency_us"]) & (frame["latency_us"] > 0)
     if not good.any():
         raise BadFile(f"{path}: no row has a positive latency_us")
     return frame[good]
 
 
+def _sizes(column: Any, path: Path) -> Any:
+    """A column of sizes as numbers; BadFile names the first row that is none. Tables of other tools leave cells empty or 0."""
+    if not len(column):
+        raise BadFile(f"{path}: has no rows")
+    numbers = pandas().to_numeric(column, errors="coerce")
+    if path.stem in FOREIGN:
+        bad, what = numbers.isna() & ~column.isna(), "a number"
+    else:
+        most = 1e15 if "bytes" in column.name else 1e12
+        bad, what = ~((numbers >= 0 if column.name in ZERO else numbers > 0) & (numbers < most)), f"a number above 0 and below {most:.0e}"
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise BadFile(f"{path}: row {at + 1}: {column.name}={str(column.iloc[at])[:40]!r} must be {what}")
+    return numbers
+
+
+ZERO = frozenset({"window_size"})
+"""Columns of sizes in which 0 says that there is none."""
 TEXT = frozenset({"gpu", "model", "collective", "dtype", "kv_cache_dtype", "kernel", "routing", "backend", "phase", "op", "mode"})
 
 

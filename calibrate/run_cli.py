@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..scenarios.errors import BadInput
+from ..scenarios.store import check_folder
 from .run import Bench, Journal, calibrate_run, find_bench
 
 
@@ -18,6 +20,9 @@ def run_command(minutes: float, out: Path) -> None:
     Stop it at any time and run it again with the same --out: it goes on where it was, losing at most the point in flight. A larger
     --minutes later adds points to the same table.
     """
+    if out.suffix != ".parquet":
+        raise BadInput(f"--out {out} must end in .parquet: the table is written in that form")
+    check_folder(out.parent, "--out")
     journal = _with_bar(out, minutes, find_bench())
     found = f"{len(journal.rows)} rows of {len(journal.done)} points in {out}"
     click.echo(f"{found}; {len(journal.failed)} points cannot run on this card", err=True)

@@ -87,7 +87,7 @@ def read_points(path: Path) -> tuple[list[ServePoint], list[dict[str, str]]]:
         name = f"{path.stem}-{number}" if aic else str(row["id"])
         try:
             points.append(_aic_point(name, row) if aic else _truth_point(name, row))
-        except (Unusable, BadInput) as error:
+        except (Unusable, BadInput, ValueError) as error:
             skipped.append({"id": name, "why": str(error)})
     return points, skipped
 
@@ -111,7 +111,11 @@ def _int(row: Mapping[str, Any], key: str, default: int = 0) -> int:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return default
-    return default if math.isnan(number) else int(number)
+    if math.isnan(number):
+        return default
+    if not abs(number) < 1e9:
+        raise Unusable(f"{key}={str(value)[:40]} is no count below 1e9")
+    return int(number)
 
 
 def engine_profile(framework: str, version: Any, is_2024: bool = False, asynchronous: bool = False) -> str:

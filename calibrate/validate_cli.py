@@ -45,10 +45,10 @@ def validate(case: tuple[str, ...], training: Path | None, serving: Path | None,
         if missed:
             raise CheckFailed(f"{len(missed)} of {len(result['rows'])} cases outside their bar: {', '.join(missed)}")
     except CheckFailed as error:
-        click.echo(f"validate: {error}", err=True)
+        click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except RoofplanError as error:
-        click.echo(f"validate: {error}", err=True)
+        click.echo(f"error: {error}", err=True)
         sys.exit(2)
 
 

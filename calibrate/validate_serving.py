@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from .serving_points import ServePoint, read_points
 from .serving_predict import predict
 
 FOLDS = 5
+MAX_LOG_BYTES = 2**30
 STATS = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 REQUEST_KEYS = ("input_toks", "output_toks", "queued_ts", "first_token_ts", "last_token_ts")
 
@@ -58,7 +60,7 @@ def validate_serving(path: Path, watched: Callable[[Sequence[ServePoint]], Itera
                 "moe": registry.model(point.model).n_experts > 0,
             }
             for metric, published in point.measured.items()
-            if metric in found and published > 0
+            if metric in found and 0 < published < math.inf
         ]
     return {"rows": rows, "skipped": skipped, "summary": summarise(rows)}
 
@@ -132,10 +134,10 @@ def _replay(meta: dict[str, Any], gpu: str, work: ServeWorkload) -> ServeResult:
     args = meta["engine_kwargs"]
     kv_dtype = args.get("kv_cache_dtype", "auto")
     plan = EnginePlan(
-        tp=int(args.get("tensor_parallel_size") or 1),
-        max_num_seqs=int(args.get("max_num_seqs") or 0),
-        token_budget=int(args.get("max_num_batched_tokens") or 0),
-        kv_blocks=int((meta.get("kv_cache") or {}).get("num_gpu_blocks") or 0),
+        tp=_count(args, "tensor_parallel_size") or 1,
+        max_num_seqs=_count(args, "max_num_seqs"),
+        token_budget=_count(args, "max_num_batched_tokens"),
+        kv_blocks=_count(meta.get("kv_cache"), "num_gpu_blocks"),
         kv_dtype="bf16" if kv_dtype == "auto" else str(kv_dtype),
     )
     cluster = registry.cluster(gpu, plan.n_gpus)
@@ -144,17 +146,33 @@ def _replay(meta: dict[str, Any], gpu: str, work: ServeWorkload) -> ServeResult:
     )
 
 
+def _count(settings: Any, key: str) -> int:
+    """A setting of ``meta.json``, 0 where it is not given; BadFile unless it is a whole number."""
+    value = settings.get(key) if isinstance(settings, dict) else None
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise BadFile(f"meta.json: {key}={str(value)[:40]} must be a whole number, 0 or more")
+    return value
+
+
 def _gpu(folder: Path, meta: dict[str, Any]) -> str:
     """The card: as the driver named it, else the part of the folder's name before the first underscore."""
-    named = (meta.get("hardware") or {}).get("device_name") or folder.resolve().name.partition("_")[0]
+    hardware = meta.get("hardware")
+    named = (hardware.get("device_name") if isinstance(hardware, dict) else None) or folder.resolve().name.partition("_")[0]
     return registry.accelerator(str(named)).name
 
 
 def _meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
+    for needed in (path, folder / "requests.jsonl"):
+        if not needed.is_file():
+            raise BadFile(f"{folder}: no folder with meta.json and requests.jsonl; give the folder of an engine run")
+        if needed.stat().st_size > MAX_LOG_BYTES:
+            raise BadFile(f"{needed}: {needed.stat().st_size:,} bytes is over the limit of {MAX_LOG_BYTES:,} for the log of a run")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"{path}: cannot be read as JSON: {str(error)[:120]}") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("engine_kwargs"), dict) or "model" not in meta:
         raise BadFile(f"{path}: lacks model or engine_kwargs; give the folder of an engine run")
@@ -175,8 +193,18 @@ def _requests(path: Path) -> dict[str, Floats64]:
             record = json.loads(line)
             for key in REQUEST_KEYS:
                 columns[key].append(float(record[key]))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            _check_request([columns[key][-1] for key in REQUEST_KEYS])
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             raise BadFile(f"{path}: line {number}: not a finished request ({str(error)[:60]}); is the file cut off?") from None
     if not columns["queued_ts"]:
         raise BadFile(f"{path}: no requests in it")
     return {key: np.array(values) for key, values in columns.items()}
+
+
+def _check_request(values: Sequence[float]) -> None:
+    """ValueError unless both counts are at least 1 and the times are finite and in order."""
+    prompt, output, queued, first, last = values
+    if not (1 <= prompt < 1e9 and 1 <= output < 1e9):
+        raise ValueError("token counts must be from 1 to 1e9")
+    if not -math.inf < queued < first <= last < math.inf:
+        raise ValueError("times must be finite and in order")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
+from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.scenario import parse_seq, read_scenario
 from ..scenarios.store import check_place, write_text
@@ -16,6 +18,7 @@ from .answer import write_json
 from .cli import scenario_flags, split_allow
 from .whatif import COLUMNS, sweep_rows
 
+T = TypeVar("T")
 MAX_POINTS = 2_000
 
 
@@ -28,10 +31,12 @@ MAX_POINTS = 2_000
 def sweep(seqs: str, counts: str, csv_to: str, json_to: str | None, **flags: Any) -> None:
     """Plan every combination of --seq, --gpus and --gpu (each a comma-separated list)."""
     flags["allow"] = split_allow(flags["allow"])
-    gpus = (flags.pop("gpu") or "h100-sxm").split(",")
-    lengths = [parse_seq(word) for word in seqs.split(",")]
-    sizes = [_count(word) for word in counts.split(",")]
-    points = [(gpu.strip(), n, seq) for gpu in gpus for n in sizes for seq in lengths]
+    gpus = _each(flags.pop("gpu") or "h100-sxm", "gpu", _gpu)
+    lengths = _each(seqs, "seq", parse_seq)
+    sizes = _each(counts, "gpus", _count)
+    if flags["model"]:
+        registry.model(flags["model"])
+    points = [(gpu, n, seq) for gpu in gpus for n in sizes for seq in lengths]
     if len(points) > MAX_POINTS:
         raise BadInput(f"the grid has {len(points):,} points, over the limit of {MAX_POINTS:,}; split it")
     check_place(json_to, "--json")
@@ -49,8 +54,22 @@ def sweep(seqs: str, counts: str, csv_to: str, json_to: str | None, **flags: Any
     write_text(text.getvalue(), csv_to, "--csv")
 
 
+def _each(text: str, flag: str, parse: Callable[[str], T]) -> list[T]:
+    """The values of a comma-separated flag, each once; BadInput names the flag."""
+    try:
+        return list(dict.fromkeys(parse(word.strip()) for word in text.split(",")))
+    except BadInput as error:
+        raise BadInput(f"--{flag} {text[:80]}: {error}") from None
+
+
+def _gpu(word: str) -> str:
+    """A GPU or cluster that the registry knows; UnknownName otherwise."""
+    registry.cluster(word, 1)
+    return word
+
+
 def _count(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        raise BadInput(f"--gpus {word!r} is not a whole number; write 8 or 8,16,32") from None
+        raise BadInput(f"{word!r} is not a whole number; write 8 or 8,16,32") from None

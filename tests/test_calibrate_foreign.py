@@ -15,10 +15,19 @@ from roofplan.calibrate.rows import gpus_of, load_tables
 from roofplan.costmodels.roofline import Roofline
 from roofplan.scenarios import registry
 from roofplan.scenarios.calibration import load_calibration
+from roofplan.scenarios.errors import BadInput
 
 ATTENTION = "device,model,phase,tp,hidden,q_heads,kv_heads,batch_size,prefill_chunk,kv_len,attn_us\n"
 MOE = "device,num_tokens,num_experts,topk,experts_per_device,hidden,expert_hidden,routed_tokens,grouped_gemm_us\n"
 MLP = "device,num_tokens,tp,hidden,ffn_hidden,q_heads,kv_heads,attn_pre_proj_us,attn_post_proj_us,mlp_up_proj_us,mlp_down_proj_us,add_us\n"
+
+
+def test_a_table_of_products_with_an_odd_cell_is_refused(tmp_path: Path) -> None:
+    for cells in ("0,4096,14336,32,8,40,,150,80,5", "1,4096,nan,32,8,40,,150,80,5", "1,4096,14336,32,8,40,,x,80,5"):
+        (tmp_path / "vidur_mlp.csv").write_text(MLP + f"a100,32,{cells}\n")
+        done = CliRunner().invoke(calibrate, ["check", "--kernels", str(tmp_path), "--json", "-"])
+        assert isinstance(done.exception, BadInput)
+        assert "must hold numbers above 0 alone" in str(done.exception)
 
 
 @pytest.fixture

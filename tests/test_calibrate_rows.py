@@ -50,8 +50,12 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="holds none of the measurement tables aic_gemm"):
         load_tables(tmp_path)
     (tmp_path / "aic_gemm.csv").write_text("gpu,dtype,m,n,k,latency_us\nh100_sxm,bfloat16,one,2,3,4\n")
-    with pytest.raises(BadFile, match="column m must hold numbers, it holds 'one'"):
+    with pytest.raises(BadFile, match="row 1: m='one' must be a number above 0"):
         load_tables(tmp_path)
+    for odd in ("0", "-1", "nan", "inf", "1e30", ""):
+        (tmp_path / "aic_gemm.csv").write_text(f"gpu,dtype,m,n,k,latency_us\nh100_sxm,bfloat16,1,2,3,4\nh100_sxm,bfloat16,{odd},2,3,4\n")
+        with pytest.raises(BadFile, match=r"row 2: m=.* must be a number above 0 and below"):
+            load_tables(tmp_path)
     (tmp_path / "aic_gemm.csv").write_text("gpu,dtype,m,n,k,latency_us\nh100_sxm,bfloat16,1,2,3,-4\n")
     with pytest.raises(BadFile, match="no row has a positive latency_us"):
         load_tables(tmp_path)

@@ -59,7 +59,7 @@ def test_a_miss_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     out = tmp_path / "v.json"
     done = run("bigmac", "--json", str(out))
     assert done.exit_code == 1
-    assert "validate: 1 of 1 cases outside their bar: x" in done.stderr
+    assert "error: 1 of 1 cases outside their bar: x" in done.stderr
     assert out.exists()  # the result is written, then judged
 
 
@@ -78,7 +78,7 @@ def test_training(tmp_path: Path) -> None:
         (("--training", "missing.csv"), "'missing.csv': cannot be read"),
         (("bigmac", "--training", str(SMALL)), "CASE 'bigmac' and --training exclude each other"),
         (("--serving", "x.csv"), "x.csv: no such measurement table"),
-        (("--serving-log", "dir"), "dir/meta.json: cannot be read as JSON"),
+        (("--serving-log", "dir"), "dir: no folder with meta.json and requests.jsonl; give the folder of an engine run"),
         (("bigmac", "--json", "no/such/folder/v.json"), "cannot be written"),
     ],
 )
@@ -88,6 +88,48 @@ def test_bad_input_is_exit_code_2_and_one_sentence(args: tuple[str, ...], said: 
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.output
+
+
+def log(folder: Path, **changes: object) -> None:
+    """A log of two requests with these changes to the first of them or to the engine's settings."""
+    request = {"input_toks": 9, "output_toks": 3, "queued_ts": 1.0, "first_token_ts": 1.5, "last_token_ts": 2.0}
+    settings = {"tensor_parallel_size": 1} | {k: v for k, v in changes.items() if k not in request}
+    meta = {"model": "llama3.1-8b", "engine_kwargs": settings, "hardware": {"device_name": "NVIDIA GeForce RTX 4090"}}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    first = request | {k: v for k, v in changes.items() if k in request}
+    (folder / "requests.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(request) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"queued_ts": float("nan")}, "line 1: not a finished request (times must be finite and in order)"),
+        ({"last_token_ts": 1.2}, "line 1: not a finished request (times must be finite and in order)"),
+        ({"output_toks": 0}, "line 1: not a finished request (token counts must be from 1 to 1e9)"),
+        ({"input_toks": 10**400}, "line 1: not a finished request"),
+        ({"max_num_seqs": "many"}, "max_num_seqs=many must be a whole number"),
+        ({"tensor_parallel_size": 1.5}, "tensor_parallel_size=1.5 must be a whole number"),
+    ],
+)
+def test_a_log_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    log(tmp_path)
+    assert run("--serving-log", str(tmp_path), "--json", "-").exit_code == 0
+    log(tmp_path, **changes)
+    done = run("--serving-log", str(tmp_path))
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
+def test_serving_rows_with_odd_cells_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    head = "id,source,framework,version,model,gpu,num_gpus,tp,pp,isl,osl,concurrency,metric,value"
+    fine = "a,me,vLLM,0.19,llama3.1-8b,h100-sxm,1,1,1,100,20,4,ttft_ms_p50"
+    odd = [f"{fine},x", f"{fine},inf", fine.replace("1,1,1,100", "1,1,inf,100") + ",5", fine.replace("100,20", "1e30,20") + ",5"]
+    (tmp_path / "t.csv").write_text("\n".join([head, f"{fine},30", *odd]) + "\n")
+    done = run("--serving", str(tmp_path / "t.csv"), "--json", "-")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert len(result["rows"]) == 1
+    assert len(result["skipped"]) == 3
 
 
 def test_a_broken_table_names_the_line(tmp_path: Path) -> None:
