@@ -130,20 +130,29 @@ def _stat(values: Floats64, stat: str) -> float:
 
 
 def _replay(meta: dict[str, Any], gpu: str, work: ServeWorkload) -> ServeResult:
-    """The run again: the engine's own limits, its default profile for the rest, no time before the queue."""
-    args = meta["engine_kwargs"]
+    """The run again: the engine's own limits, its default profile for the rest, no time before the queue.
+
+    A log has no hashes of prompts, so requests share nothing; with prefix caching on, one that was preempted finds what is left of its own.
+    """
+    args, engine = meta["engine_kwargs"], replace(serving_engine("vllm"), request_cpu_s=0.0)
+    cache = meta["kv_cache"] if isinstance(meta.get("kv_cache"), dict) else {}
+    block = _count(cache, "block_size") or engine.block_tokens
+    cached = bool(cache.get("enable_prefix_caching", args.get("enable_prefix_caching", True)))
+    if cached:
+        own = work.prompt_tokens // block
+        work = replace(work, block_starts=np.concatenate([[0], np.cumsum(own)]), block_ids=np.arange(own.sum()), block_id_tokens=block)
     kv_dtype = args.get("kv_cache_dtype", "auto")
     plan = EnginePlan(
         tp=_count(args, "tensor_parallel_size") or 1,
         max_num_seqs=_count(args, "max_num_seqs"),
         token_budget=_count(args, "max_num_batched_tokens"),
-        kv_blocks=_count(meta.get("kv_cache"), "num_gpu_blocks"),
+        kv_blocks=_count(cache, "num_gpu_blocks"),
+        block_tokens=block,
+        prefix_cache=cached,
         kv_dtype="bf16" if kv_dtype == "auto" else str(kv_dtype),
     )
     cluster = registry.cluster(gpu, plan.n_gpus)
-    return simulate_serving(
-        registry.model(str(meta["model"])), cluster, plan, work, engine=replace(serving_engine("vllm"), request_cpu_s=0.0)
-    )
+    return simulate_serving(registry.model(str(meta["model"])), cluster, plan, work, engine=engine)
 
 
 def _count(settings: Any, key: str) -> int:
