@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..costmodels.arrays import Array, Rows
 from ..costmodels.collectives import Network
+from ..costmodels.mixed_attention import mixed_decode_s
 from ..costmodels.moe_curve import SKEWS
 from ..costmodels.roofline import Roofline
 from ..scenarios.calibration import Calibration, load_calibration
@@ -70,6 +71,7 @@ def check_rows(tables: dict[str, Any], gpu: Accelerator, spellings: list[str], c
 
 UNPRICED = {
     "aic_moe": f"routing is none of {', '.join(SKEWS)}",
+    "attention_mixed": "a prompt after a past, or decodes too few to tell their own price from the prompt's",
     "device_copy": "copies that stay in the L2 cache tell nothing of memory",
     "vidur_mlp": "element-wise work that stays in the L2 cache tells nothing of memory",
     "vidur_network": "neither an all-reduce nor a send",
@@ -113,6 +115,11 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
     kind, _, rest = family.partition(".")
     if kind == "gemm":
         return roofline.gemm_s(rows["m"], rows["n"], rows["k"], rest)
+    if family.startswith("attention.mixed"):
+        return mixed_decode_s(
+            roofline, batch=rows["batch_size"], kv_tokens=rows["kv_len"], n_heads=rows["num_heads"], n_kv_heads=rows["num_kv_heads"],
+            head_dim=float(rows["head_dim"][0]), chunk_tokens=rows["seq_len"], kv_dtype="fp8" if family.endswith("fp8") else "bf16",
+        )  # fmt: skip
     if kind in ("attention", "mla"):
         parts = [
             _attention(rest.startswith("decode"), kind == "mla", DTYPES.get(kv, kv), at, rows, roofline)
@@ -144,12 +151,13 @@ def interval(family: str, frame: Any, price_s: Array, roofline: Roofline, networ
 def _attention(decode: bool, latent: bool, kv_dtype: str, at: Rows, every: Columns, roofline: Roofline) -> tuple[Rows, Array]:
     rows = {name: values[at] for name, values in every.items()}
     tokens, heads = rows["kv_len"] if decode else rows["seq_len"], rows["num_heads"]
+    past = 0.0 if decode else np.nan_to_num(rows.get("prefix_len", 0.0))
     kv_heads = rows["num_kv_heads"] if not latent else np.ones_like(heads) if decode else heads
     dims = (rows["head_dim"],) * 2 if not latent else (576.0, 512.0) if decode else (192.0, 128.0)
     return at, roofline.attention_s(
-        batch=rows["batch_size"], q_tokens=1 if decode else tokens, kv_tokens=tokens, n_heads=heads, n_kv_heads=kv_heads, qk_dim=dims[0],
-        v_dim=dims[1], window_tokens=rows.get("window_size", 0.0), kv_dtype=kv_dtype, phase="decode" if decode else "prefill",
-        kernel="measured",
+        batch=rows["batch_size"], q_tokens=1 if decode else tokens, kv_tokens=tokens + past, n_heads=heads, n_kv_heads=kv_heads,
+        qk_dim=dims[0], v_dim=dims[1], window_tokens=rows.get("window_size", 0.0), kv_dtype=kv_dtype,
+        phase="decode" if decode else "prefill", kernel="measured",
     )  # fmt: skip
 
 

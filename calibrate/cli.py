@@ -45,11 +45,12 @@ calibrate.add_command(framework_command, "framework")
 @click.argument("source", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the measurement tables to.")
 @click.option("--framework", default="vllm", show_default=True, help="Whose kernels to take where a package holds several.")
-def import_command(source: Path | None, out: Path, framework: str) -> None:
+@click.option("--origin", default="", help="Whose measurements they are (project, version, licence), for the calibration's provenance.")
+def import_command(source: Path | None, out: Path, framework: str, origin: str) -> None:
     """Read measurements from SOURCE (default: the installed aiconfigurator-core package) and write them as tables for fit and check."""
     check_folder(out, "--out")
     with _bar("import") as say:
-        written = import_tables(source, out, framework, say)
+        written = import_tables(source, out, framework, say, origin)
     for name, rows in written.items():
         click.echo(f"{name}: {rows:,} rows")
 

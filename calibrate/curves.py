@@ -35,8 +35,10 @@ COARSE_UNIT, FINE_UNIT = 0.014, 0.008
 """Finest unit of a packed correction (in ln): its rounding, 0.3 units on average, adds in quadrature to errors of 2 to 4 %."""
 
 Trend = Callable[[Mapping[str, float], Rows], Array]
-SOFT = {"sharpness": (1.0, 2.0, 4.0)}
+SOFT: dict[str, tuple[float, ...]] = {"sharpness": (1.0, 2.0, 4.0)}
 """Sharpness of soft maxima: the values that need no powers."""
+TILES: dict[str, tuple[float, ...]] = {"tile": (64.0, 128.0)}
+"""Query rows of a thread block, told apart only by short chunks after long pasts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Bound:
     ``shapes`` numbers the shapes that a left-out test removes whole, ``size`` is what its extrapolation test cuts; ``strengths`` is the
     stiffness of each correction axis against steps, ``bends`` against changes of slope. ``labels`` name the
     values of the last of ``own_coordinates``, the axes of a second correction that tells shapes apart (none: no second correction).
+    ``pull`` holds coefficients near ``start`` (see ``fit_trend``).
     """
 
     key: str
@@ -65,6 +68,7 @@ class Bound:
     own_coordinates: tuple[Array, ...] = ()
     own_strengths: tuple[float, ...] = ()
     choices: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: SOFT)
+    pull: float = 0.0
 
 
 GEMM_STRENGTHS = (0.1, 0.05, 0.05)
@@ -125,7 +129,7 @@ def gemm(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> 
         floor_s=gemm_floor_s(m, n, k, dtype, gpu),
         start=start,
         strengths=GEMM_STRENGTHS,
-        shapes=_number(n, k),
+        shapes=number(n, k),
         size=m,
     )
 
@@ -133,12 +137,15 @@ def gemm(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> 
 def attention(key: str, phase: str, rows: Columns, gpu: Accelerator, source: str, latent: bool) -> Bound:
     """Prefill or decode of one head dimension, window and cache format, or of cached latents."""
     decode = phase == "decode"
-    kv, heads, narrow = rows["tokens"], rows["num_heads"], rows["kv_cache_dtype"] == "fp8"
+    new, heads, narrow = rows["tokens"], rows["num_heads"], rows["kv_cache_dtype"] == "fp8"
+    past = np.nan_to_num(rows.get("prefix_len", np.zeros_like(new)))
+    kv = new + past
+    choices = {**SOFT, **TILES} if past.any() else SOFT
     kv_heads = rows["num_kv_heads"] if not latent else np.ones_like(heads) if decode else heads
     dims = (576.0, 512.0) if latent and decode else (192.0, 128.0) if latent else (rows["head_dim"], rows["head_dim"])
     work = attention_work(
         batch=rows["batch_size"],
-        q=np.ones_like(kv) if decode else kv,
+        q=np.ones_like(kv) if decode else new,
         kv=kv,
         heads=heads,
         kv_heads=kv_heads,
@@ -152,7 +159,7 @@ def attention(key: str, phase: str, rows: Columns, gpu: Accelerator, source: str
     price: Any = decode_trend_s if decode else prefill_trend_s
 
     def trend(c: Mapping[str, float], at: Rows) -> Array:
-        out: Array = price(_take(work, at), gpu, c)
+        out: Array = price(take(work, at), gpu, c)
         return out
 
     return Bound(
@@ -163,8 +170,9 @@ def attention(key: str, phase: str, rows: Columns, gpu: Accelerator, source: str
         coordinates=decode_coordinates(work) if decode else prefill_coordinates(work),
         floor_s=attention_floor_s(work, gpu),
         start=DECODE if decode else PREFILL,
+        choices=choices,
         strengths=MLA_STRENGTHS if latent else DECODE_STRENGTHS if decode else PREFILL_STRENGTHS,
-        shapes=_number(heads, kv_heads),
+        shapes=number(heads, kv_heads),
         size=kv,
         unit=FINE_UNIT if decode else COARSE_UNIT,
     )
@@ -177,7 +185,7 @@ def moe(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> B
     labels, number = np.unique([moe_shape(*shape) for shape in zip(*columns[1:5], strict=True)], return_inverse=True)
 
     def trend(c: Mapping[str, float], at: Rows) -> Array:
-        return moe_trend_s(_take(work, at), dtype, gpu, c)
+        return moe_trend_s(take(work, at), dtype, gpu, c)
 
     return Bound(
         key=key,
@@ -214,7 +222,7 @@ def collective(key: str, op: str, rows: Columns, link: Link, source: str) -> Bou
         start=COLLECTIVE,
         strengths=(1e-4, 1e-4),
         bends=(1e-3, 0.0),
-        shapes=_number(ranks),
+        shapes=number(ranks),
         size=size,
     )
 
@@ -231,7 +239,7 @@ def dispatch(key: str, rows: Columns, link: Link, source: str) -> Bound:
     )
 
     def trend(c: Mapping[str, float], at: Rows) -> Array:
-        return dispatch_trend_s(_take(work, at), link.bytes_per_s, c)
+        return dispatch_trend_s(take(work, at), link.bytes_per_s, c)
 
     return Bound(
         key=key,
@@ -242,7 +250,7 @@ def dispatch(key: str, rows: Columns, link: Link, source: str) -> Bound:
         floor_s=work.remote_bytes / link.bytes_per_s,
         start=DISPATCH,
         strengths=DISPATCH_STRENGTHS,
-        shapes=_number(work.hidden, work.topk, work.experts),
+        shapes=number(work.hidden, work.topk, work.experts),
         size=work.tokens,
         bends=DISPATCH_BENDS,
     )
@@ -270,13 +278,13 @@ def stream(key: str, n_bytes: Array, seconds: Array, gpu: Accelerator, source: s
     )
 
 
-def _take(work: Any, at: Rows) -> Any:
+def take(work: Any, at: Rows) -> Any:
     """The same dataclass with every array field indexed by ``at`` (constants stay)."""
     kind = type(work)
     values = {name: getattr(work, name) for name in kind.__slots__}
     return kind(**{name: v[at] if isinstance(v, np.ndarray) and v.ndim else v for name, v in values.items()})
 
 
-def _number(*columns: Array) -> Array:
+def number(*columns: Array) -> Array:
     """A running number for each distinct combination of the columns."""
     return np.unique(np.stack(columns), axis=1, return_inverse=True)[1].ravel().astype(float)

@@ -54,7 +54,7 @@ class Fitted:
 def fit_family(bound: Bound, at: Rows, seed: int = 0) -> Fitted:
     """Fit one family on the rows ``at``."""
     seconds = bound.seconds[at]
-    coefficients = fit_trend(lambda c, i: bound.trend(c, at[i]), seconds, bound.start, bound.choices, seed)
+    coefficients = fit_trend(lambda c, i: bound.trend(c, at[i]), seconds, bound.start, bound.choices, seed, bound.pull)
     residual = np.log(seconds / bound.trend(coefficients, at))
     coordinates = tuple(x[at] for x in bound.coordinates)
     table = _tabulate(coordinates, residual, bound.strengths, bound.bends, bound.min_octaves, bound.unit)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..scenarios import registry
-from ..scenarios.calibration import Calibration, load_calibration
+from ..scenarios.calibration import Calibration, borrowed, load_calibration
 from ..scenarios.errors import BadFile, BadInput
 from ..scenarios.load import names
 from . import errors_model
 from .fit import left_out
-from .gpu_fit import Part, assemble, borrow, fit_parts
+from .gpu_fit import Part, assemble, borrow, complete, fit_parts
 from .own_runs import is_run
 from .parallel import in_parallel
 from .rows import families, gpus_of, load_tables
@@ -82,14 +82,19 @@ def provenance(folder: Path, table: str, frame: Any) -> str:
         runs = [p for p in sorted(folder.glob("*.parquet")) if is_run(p)]
         return "calibrate run; sha256 " + ", ".join(digest(p) for p in runs)
     origin = {"aic": "AIConfigurator 0.12.0 (Apache-2.0)", "vidur": "Vidur 7d47513 (MIT)"}.get(table.split("_")[0], "own measurements")
+    if "origin" in columns:
+        origin = ", ".join(sorted(map(str, frame["origin"].unique())))
     return f"{origin}{'; ' + versions if versions else ''}; sha256 {digest(path)}"
 
 
 def _complete(calibration: Calibration, others: list[Calibration]) -> Calibration:
-    """Borrow missing kinds: from cards of the same architecture first, then the others, then the installed kin's calibration."""
+    """Borrow missing kinds: from its kin, where the card names one; else from cards of the same architecture, then from the others."""
     gpu = registry.accelerator(calibration.name)
+    lender = borrowed(gpu)
+    if lender is not None:
+        return complete(calibration, gpu, lender)
     near = sorted(others, key=lambda c: (registry.accelerator(c.name).arch != gpu.arch, -len(c.families)))
-    if gpu.name in names("calibrations") or gpu.kin:
+    if gpu.name in names("calibrations"):
         near.append(replace(load_calibration(gpu), name=f"the installed {gpu.name}"))
     return borrow(calibration, gpu, near)
 

@@ -50,8 +50,10 @@ def assemble(gpu: Accelerator, parts: Iterable[Part], sources: Mapping[str, str]
 
 
 def _error(bound: Bound, seed: int) -> errors_model.ErrorModel:
-    folds = FOLDS if len(bound.seconds) < FOLDED_ROWS else 1
-    random, at = (np.concatenate(x) for x in zip(*(left_out(bound, "rows", seed=seed + i) for i in range(folds)), strict=True))
+    """Errors on rows left out at random; on whole shapes left out where a kin's coefficients stand in for many shapes."""
+    kind = "shapes" if bound.pull and len(np.unique(bound.shapes)) > 1 else "rows"
+    folds = FOLDS if len(bound.seconds) < FOLDED_ROWS or kind == "shapes" else 1
+    random, at = (np.concatenate(x) for x in zip(*(left_out(bound, kind, seed=seed + i) for i in range(folds)), strict=True))
     beyond, far = left_out(bound, "size", seed=seed)
     octaves = np.log2(bound.size[far] / bound.size[~holdout(bound, "size", 0.25, seed)].max()) if len(far) else np.zeros(0)
     return errors_model.learn(bound.seconds[at] * np.exp(random), random, beyond, octaves)
@@ -72,6 +74,30 @@ def kind_of(key: str) -> str:
     """What a family is for: ``attention.prefill``, ``collective.p2p``, ``gemm`` … (number formats and shapes left out)."""
     words = key.split(".")
     return ".".join(words[:2]) if words[0] in ("attention", "mla", "collective", "internode") else words[0]
+
+
+def complete(calibration: Calibration, gpu: Accelerator, lender: Calibration) -> Calibration:
+    """Add what the card's kin lends it (errors widened already) for every kind of work and format that was not measured on it.
+
+    So are figures read from publications: they are of the kin's architecture, where the card names a kin.
+    """
+    measured = {k: f for k, f in calibration.families.items() if k not in published.families(gpu)}
+    own = {kind_and_format(k) for k in measured}
+    families, codes, cells = dict(measured), [calibration.codes], len(calibration.codes)
+    for key, fit in lender.families.items():
+        if kind_and_format(key) in own:
+            continue
+        size = int(np.prod(fit.shape)) if fit.axes else 0
+        codes.append(lender.codes[fit.first : fit.first + size])
+        families[key] = replace(fit, first=cells if size else 0, lent_by=lender.transferred_from)
+        cells += size
+    return replace(calibration, families=families, codes=np.concatenate(codes))
+
+
+def kind_and_format(key: str) -> str:
+    """As ``kind_of``, with the number format of products and experts, whose kernels are of that format alone."""
+    words = key.split(".")
+    return ".".join(words[:2]) if words[0] in ("gemm", "moe") else kind_of(key)
 
 
 def borrow(calibration: Calibration, gpu: Accelerator, donors: Iterable[Calibration]) -> Calibration:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..scenarios.errors import BadFile, BadInput
 from ..scenarios.store import make_folder, write_files
+from .layer_profiles import is_profile, profile_tables
 from .rows import TABLES, load_tables
 from .tables import pandas, read_frame
 
@@ -39,22 +40,27 @@ RENAMED = {
 """Column of the package -> ours; columns already named as ours stay."""
 
 
-def import_tables(source: Path | None, out: Path, framework: str = "vllm", say: Say = lambda _: None) -> dict[str, int]:
+def import_tables(source: Path | None, out: Path, framework: str = "vllm", say: Say = lambda _: None, origin: str = "") -> dict[str, int]:
     """Write one Parquet table per kind to ``out``; returns rows per table.
 
     ``source`` is a folder of tables as ``fit`` reads them, a package's ``systems/data`` folder (``<gpu>/<kind>/<framework>/<version>/``),
-    or None for the installed package. BadInput if nothing is installed, BadFile if nothing readable is found.
+    layer profiles of a vLLM engine (``<gpu>/<model>/<variant>/tp<N>/``), or None for the installed package. ``origin`` says whose
+    measurements they are, for the calibration's provenance. BadInput if nothing is installed, BadFile if nothing readable is found.
     """
     folder = source or installed()
     if not folder.is_dir():
         raise BadFile(f"{folder}: no such folder of measurement tables")
     if any((folder / f"{name}.{ending}").exists() for name in TABLES for ending in ("parquet", "csv")):
         frames = load_tables(folder)
+    elif source is not None and is_profile(folder):
+        frames = profile_tables(folder, say)
     else:
         frames = _package_tables(folder, framework, say)
     make_folder(out, "--out")
     files = {}
     for name, frame in frames.items():
+        if origin:
+            frame["origin"] = origin
         buffer = io.BytesIO()
         frame.to_parquet(buffer, compression="zstd")
         files[out / f"{name}.parquet"] = buffer.getvalue()

@@ -29,6 +29,8 @@ def _family(fit: FamilyFit) -> list[str]:
         f"error = {fit.error_frac:.4g}",
         f"p90_error = {fit.p90_error_frac:.4g}",
     ]
+    if fit.lent_by:
+        lines.append(f"lent_by = {_text(fit.lent_by)}")
     if fit.coefficients:
         lines.append("coefficients = { " + ", ".join(f"{k} = {v:.6g}" for k, v in fit.coefficients.items()) + " }")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import numpy as np
 
 from ..costmodels.moe_curve import SKEWS
 from ..scenarios import registry
+from ..scenarios.calibration import FamilyFit, borrowed
 from ..scenarios.errors import BadFile, BadInput, UnknownName
 from ..scenarios.hardware import Accelerator, Link
 from . import curves
 from .curves import Bound
+from .curves_mixed import mixed_attention
 from .foreign import FOREIGN, NOT_KERNELS
 from .own_runs import is_run, tables_of
 from .tables import DTYPES, Columns, columns_of, pandas, read_frame
+from .trend_fit import is_fraction
 
 COMMON = ("gpu", "latency_us")
 ROWS_PER_COEFFICIENT = 2
@@ -26,6 +30,17 @@ TABLES: dict[str, tuple[str, ...]] = {
     "aic_gemm": ("dtype", "m", "n", "k"),
     "aic_attention_context": ("kv_cache_dtype", "batch_size", "seq_len", "num_heads", "num_kv_heads", "head_dim", "window_size"),
     "aic_attention_generation": ("kv_cache_dtype", "batch_size", "kv_len", "num_heads", "num_kv_heads", "head_dim", "window_size"),
+    "attention_mixed": (
+        "kv_cache_dtype",
+        "seq_len",
+        "prefix_len",
+        "batch_size",
+        "kv_len",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "alone_us",
+    ),
     "aic_mla_context": ("kv_cache_dtype", "batch_size", "seq_len", "num_heads"),
     "aic_mla_generation": ("kv_cache_dtype", "batch_size", "kv_len", "num_heads"),
     "aic_moe": ("dtype", "kernel", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "tp_size", "ep_size", "routing"),
@@ -102,7 +117,7 @@ def _sizes(column: Any, path: Path) -> Any:
     return numbers
 
 
-ZERO = frozenset({"window_size"})
+ZERO = frozenset({"window_size", "prefix_len"})
 """Columns of sizes in which 0 says that there is none."""
 TEXT = frozenset({"gpu", "model", "collective", "dtype", "kv_cache_dtype", "kernel", "routing", "backend", "phase", "op", "mode"})
 
@@ -130,14 +145,26 @@ def gpus_of(tables: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def families(tables: dict[str, Any], gpu: Accelerator, spellings: list[str]) -> Iterator[Bound]:
-    """Every family measured on one GPU, bound to its formulas."""
+    """Every family measured on one GPU, bound to its formulas; a card that has a kin starts from what the kin lends it and stays near."""
     link = registry.link(registry.cluster(gpu.name, 1).intra)
+    lent = borrowed(gpu)
     for name, frame in tables.items():
         own = frame[frame["gpu"].isin(spellings)]
         for key, part in split(name, own, gpu):
             bound = bind(key, part, gpu, link, name) if len(part) else None
             if bound is not None and enough(bound):
-                yield bound
+                yield near(bound, lent.families.get(key)) if lent is not None else bound
+
+
+PULL = 0.2
+"""Hold on a coefficient that a kin lends: an e-fold of change costs as much as two rows that are 10 % off."""
+
+
+def near(bound: Bound, fit: FamilyFit | None) -> Bound:
+    """The family held near its kin's coefficients (where the kin has it), which those that few shapes do not tell keep."""
+    known = fit.coefficients if fit is not None else {}
+    start = {name: min(known.get(name, value), 0.99 if is_fraction(name) else np.inf) for name, value in bound.start.items()}
+    return replace(bound, start=start, pull=PULL)
 
 
 def enough(bound: Bound) -> bool:
@@ -150,6 +177,10 @@ def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]
     if table == "aic_gemm":
         for dtype, part in frame.groupby("dtype"):
             yield f"gemm.{DTYPES.get(dtype, dtype)}", part
+    elif table == "attention_mixed":
+        frame = beside_prompts(frame)
+        for (dim, kv), part in frame.groupby(["head_dim", "kv_cache_dtype"]):
+            yield f"attention.mixed.hd{dim}" + (".fp8" if kv == "fp8" else ""), part
     elif table.startswith("aic_attention"):
         phase = "prefill" if table.endswith("context") else "decode"
         for (dim, window, kv), part in frame.groupby(["head_dim", "window_size", "kv_cache_dtype"]):
@@ -179,6 +210,17 @@ def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]
         yield "collective.p2p", frame[(frame["collective"] == "send_recv") & (frame["devices_per_node"] == frame["num_workers"])]
 
 
+LEAST_SHARE = 0.25
+"""Decodes beside a prompt say what they cost when they add at least this share to the time of the prompt alone."""
+
+
+def beside_prompts(frame: Any) -> Any:
+    """What decodes add to a fresh prompt in one attention call: ``latency − alone + empty``, the last an empty call (least time alone)."""
+    fresh = frame[(frame["prefix_len"] == 0) & (frame["latency_us"] > (1 + LEAST_SHARE) * frame["alone_us"])]
+    empty = fresh.groupby(["num_heads", "num_kv_heads"])["alone_us"].transform("min")
+    return fresh.assign(latency_us=fresh["latency_us"] - fresh["alone_us"] + empty)
+
+
 def stream_bytes(rows: Any) -> Any:
     """Bytes an element-wise row moves: a copy reads and writes ``num_bytes``; a residual addition reads two bf16 tensors, writes one."""
     return 2.0 * rows["num_bytes"] if "num_bytes" in rows else 6.0 * rows["num_tokens"] * rows["hidden"]
@@ -197,6 +239,8 @@ def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bou
     kind, _, rest = key.partition(".")
     if kind == "gemm":
         return curves.gemm(key, rest, rows, gpu, source)
+    if key.startswith("attention.mixed"):
+        return mixed_attention(key, rows, gpu, source)
     if kind in ("attention", "mla"):
         rows["tokens"] = rows["seq_len"] if "seq_len" in rows else rows["kv_len"]
         return curves.attention(key, rest.split(".")[0], rows, gpu, source, latent=kind == "mla")

@@ -34,10 +34,12 @@ def fit_trend(
     start: Mapping[str, float],
     choices: Mapping[str, tuple[float, ...]],
     seed: int,
+    pull: float = 0.0,
 ) -> dict[str, float]:
     """The coefficients that minimise ``Σ soft-L1(ln(price/seconds)/0.1)``; ``choices`` are tried one by one and held fixed.
 
-    ``price(coefficients, rows)`` prices the rows of an index array. Deterministic for a seed.
+    ``price(coefficients, rows)`` prices the rows of an index array. ``pull`` adds one residual a coefficient, ``pull·(x − start)`` of its
+    free number, so that what few rows do not tell stays where it started. Deterministic for a seed.
     """
     scipy_sparse()
     from scipy.optimize import least_squares
@@ -54,7 +56,8 @@ def fit_trend(
     for held in _combinations(choices):
 
         def misfit(x: Array, held: dict[str, float] = held) -> Array:
-            return np.log(price({**held, **{n: from_free(n, v) for n, v in zip(names, x, strict=True)}}, rows) / measured)
+            log = np.log(price({**held, **{n: from_free(n, v) for n, v in zip(names, x, strict=True)}}, rows) / measured)
+            return np.concatenate([log, pull * (x - free)]) if pull else log
 
         solved = least_squares(misfit, free, bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=60)
         if best is None or solved.cost < best[0]:

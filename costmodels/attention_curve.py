@@ -11,7 +11,7 @@ from ..scenarios.hardware import Accelerator
 from .arrays import Array, Reals, as_floats, soft_max
 
 TILE = 128.0
-"""Query rows of one thread block in the flash kernels measured."""
+"""Query rows of one thread block in the flash kernels measured, where a fit does not say otherwise."""
 
 
 def causal_pairs(q_tokens: Reals, kv_tokens: Reals, window_tokens: Reals = 0) -> Array:
@@ -93,11 +93,12 @@ def prefill_trend_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) 
     """Seconds of a flash forward: ``launch + softmax(compute, memory)``.
 
     Compute is all tiles spread over the SMs and the one longest tile alone on an SM, joined as ``√(total² + longest²)``; the diagonal
-    tiles are computed whole. Memory is Q, K, V, O and the cache write.
+    tiles (of ``tile`` query rows) are computed whole. Memory is Q, K, V, O and the cache write.
     """
     width = (a.qk + a.v) * (1 + c["small_head"] * 64 / np.maximum(a.v, 1))
-    total = 2 * a.batch * a.heads * (a.pairs + a.q * (TILE / 2)) * width
-    longest = (2 * TILE * gpu.n_sms) * np.minimum(np.maximum(a.span + TILE, TILE), np.maximum(a.kv, TILE)) * width
+    tile = c.get("tile", TILE)
+    total = 2 * a.batch * a.heads * (a.pairs + a.q * (tile / 2)) * width
+    longest = (2 * tile * gpu.n_sms) * np.minimum(np.maximum(a.span + tile, tile), np.maximum(a.kv, tile)) * width
     compute = np.sqrt(total * total + longest * longest) / (a.peak_flops_per_s * c["compute_frac"])
     fresh = a.q * (2 * (a.heads + a.kv_heads) * (a.qk + a.v) + a.kv_bytes * a.kv_heads * a.kv_width)
     moved = a.batch * (fresh + np.maximum(a.held - a.q, 0) * a.kv_bytes * a.kv_heads * a.kv_width)

@@ -50,14 +50,17 @@ class PipelineTimes:
     def stage(self, i: int) -> StepTimes:
         """What a micro-batch takes of stage ``i`` alone, rounded down."""
         w, n, total = self.work, self.layers[i], sum(self.layers)
-        linear, decode, slope, prefill, prefill_slope, own = (
-            [x * n // total for x in table] for table in (w.linear, w.decode, w.decode_slope, w.prefill, w.prefill_slope, w.own)
-        )
+        linear, decode, slope, prefill, prefill_slope, own, beside, beside_slope, idle = (
+            [x * n // total for x in table]
+            for table in (
+                w.linear, w.decode, w.decode_slope, w.prefill, w.prefill_slope, w.own, w.beside, w.beside_slope, w.idle,
+            )
+        )  # fmt: skip
         if i in (len(self.layers) - 1, -1):
             decode = [a + b for a, b in zip(decode, self.head, strict=True)]
         return StepTimes(
             linear=linear, decode=decode, decode_slope=slope, prefill=prefill, prefill_slope=prefill_slope, swap=w.swap, ranks=w.ranks,
-            own=own,
+            own=own, beside=beside, beside_slope=beside_slope, idle=idle,
         )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Roofline:
     def gemm_s(self, m: Reals, n: Reals, k: Reals, dtype: str = "bf16") -> Array:
         """Seconds of ``[m,k]·[k,n]``; fp8 and fp4 include quantising bf16 activations. Zero-sized products cost nothing."""
         key, fit = self._fit(format_keys("gemm", dtype))
-        c, correct = fit.coefficients, self._curve(key)
+        c, correct = fit.coefficients, self.curve(key)
 
         def price(m: Array, n: Array, k: Array) -> Array:
             trend = gemm_trend_s(m, n, k, dtype, self.gpu, c)
@@ -111,7 +111,7 @@ class Roofline:
             own, rebuilt = (self._prefill_s(work, dim, v, window, kv_dtype, "measured") for dim in (qk, v))
             return np.minimum(own[0], rebuilt[0]), min(own[1], rebuilt[1])
         key, fit = self._fit(attention_keys("prefill", qk, v, window, kv_dtype, self.calibration.families))
-        c, correct = fit.coefficients, self._curve(key)
+        c, correct = fit.coefficients, self.curve(key)
         if kernel == "fa2":
             plain = self.calibration.fit("attention.fa2").coefficients["compute_frac"] * (1 + c["small_head"] / 2)
             c, correct = {**c, "compute_frac": plain}, None
@@ -132,7 +132,7 @@ class Roofline:
 
     def _decode_s(self, work: AttentionWork, qk: float, v: float, window: float, kv_dtype: str) -> Array:
         key, fit = self._fit(attention_keys("decode", qk, v, window, kv_dtype, self.calibration.families))
-        price, correct = decode_trend_s(work, self.gpu, fit.coefficients), self._curve(key)
+        price, correct = decode_trend_s(work, self.gpu, fit.coefficients), self.curve(key)
         if correct is not None:
             price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in decode_coordinates(work))))
         return price
@@ -204,9 +204,9 @@ class Roofline:
         key, fit = self._fit((best,))
         own = self.calibration.families.get(f"{key}.shapes")
         label = moe_shape(hidden, inter, topk, n_experts)
-        shape = self._curve(f"{key}.shapes") if own is not None and label in own.labels else None
+        shape = self.curve(f"{key}.shapes") if own is not None and label in own.labels else None
         number = own.labels.index(label) if own is not None and shape is not None else 0
-        shared, c = self._curve(key), fit.coefficients
+        shared, c = self.curve(key), fit.coefficients
 
         def price(tokens: Array, tp: Array, ep: Array) -> Array:
             work = moe_work(tokens, hidden, inter, topk, n_experts, tp, ep, float(SKEWS[routing]))
@@ -268,7 +268,7 @@ class Roofline:
         fit = self.calibration.fit(*keys)
         return next(k for k in keys if k in self.calibration.families), fit
 
-    def _curve(self, key: str) -> GridCurve | None:
+    def curve(self, key: str) -> GridCurve | None:
         """The correction of one family, unpacked on first use; None if it has none."""
         if key not in self._curves:
             fit = self.calibration.families.get(key)

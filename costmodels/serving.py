@@ -13,6 +13,7 @@ from .arrays import Array
 from .serving_context import decode_attention_s, prefill_attention_s, spread
 from .serving_layers import layers_s, own_layers_s
 from .serving_memory import kv_bytes_per_token
+from .serving_mixed import beside_prompts, idle_s, shares_a_call
 from .serving_ops import ServeSystem, head_s
 from .step_times import PS, StepTimes
 
@@ -41,8 +42,8 @@ class Reach:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParts:
     """Seconds of a step by part: ``linear`` by its tokens; attention's ``fixed`` part and ``slope`` a cached token, ``head`` and ``host``
-    by decoding sequences; ``prefill`` and ``prefill_slope`` of a chunk; ``own`` as in ``StepTimes``; ``swap_s`` of one KV block over the
-    host link."""
+    by decoding sequences; ``prefill`` and ``prefill_slope`` of a chunk; ``own``, ``beside``, ``beside_slope`` and ``idle`` as in
+    ``StepTimes``; ``swap_s`` of one KV block over the host link."""
 
     linear: Array
     fixed: Array
@@ -53,6 +54,9 @@ class StepParts:
     prefill_slope: Array
     own: list[int]
     swap_s: float
+    beside: Array
+    beside_slope: Array
+    idle: Array
 
     def tables(self, decode: Array, ranks: int) -> StepTimes:
         """Whole picoseconds on so many attention data parallel ranks, ``decode`` being what a step takes by decoding sequences."""
@@ -65,6 +69,9 @@ class StepParts:
             ranks=ranks,
             own=self.own,
             swap=round(self.swap_s * PS),
+            beside=whole_ps(self.beside),
+            beside_slope=whole_ps(self.beside_slope),
+            idle=whole_ps(self.idle),
         )
 
 
@@ -112,6 +119,11 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     if plan.dp > 1:
         each = own_layers_s(model, spread(plan), system, np.ceil(sizes / plan.pp)) * engine.kernel_frac
         own = [0, *whole_ps(np.interp(np.arange(1, reach.tokens + 1), sizes, each))]
+    beside, beside_slope, idle = np.zeros_like(seqs), np.zeros_like(seqs), np.zeros_like(prefill)
+    if shares_a_call(model, plan, system):
+        beside, beside_slope = beside_prompts(model, plan, system, some, (fixed, slope), reach.kv_low_tokens, reach.kv_high_tokens)
+        idle = idle_s(model, plan, system, every.astype(np.float64))
+        beside[0] = beside_slope[0] = idle[0] = 0.0
     block_bytes = kv_bytes_per_token(model, plan) * (plan.block_tokens or system.engine.block_tokens)
     return StepParts(
         linear=all_linear,
@@ -123,6 +135,9 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         prefill_slope=prefill_slope,
         own=own,
         swap_s=float(system.roofline.host_copy_s(block_bytes)),
+        beside=beside,
+        beside_slope=beside_slope,
+        idle=idle,
     )
 
 

@@ -9,6 +9,7 @@ from ..scenarios.serving import EnginePlan
 from . import linear_layer as linear
 from .arrays import Array
 from .lookup import attention_keys
+from .mixed_attention import mixed_decode_s
 from .roofline import Roofline
 from .serving_memory import KV_BYTES
 from .serving_ops import ServeSystem
@@ -72,6 +73,26 @@ def states_prefill_s(model: ModelSpec, plan: EnginePlan, roofline: Roofline, q: 
 def linear_rate_keys(model: ModelSpec, roofline: Roofline) -> tuple[str, ...]:
     """The measured flash prefill whose head width is a state's."""
     return attention_keys("prefill", model.linear_key_dim, model.linear_value_dim, 0, "bf16", roofline.calibration.families)
+
+
+def mixed_attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, sequences: Array, kv_tokens: Array) -> Array:
+    """All layers' attention of one new token in each of ``sequences`` in one call with a short prompt chunk, less the chunk's own."""
+    b = np.ceil(sequences / (plan.dp * plan.pp))
+    total = np.zeros_like(b)
+    for layers, window in ((model.n_full_attention_layers, 0), (model.n_window_layers, model.window_tokens)):
+        if layers:
+            total = total + layers * mixed_decode_s(
+                system.roofline,
+                batch=b,
+                kv_tokens=kv_tokens,
+                n_heads=-(-model.n_heads // plan.tp),
+                n_kv_heads=-(-model.n_kv_heads // plan.tp),
+                head_dim=model.head_dim,
+                chunk_tokens=1,
+                window_tokens=window,
+                kv_dtype=plan.kv_dtype,
+            )
+    return total
 
 
 def _attention_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch: Array, q: Array, kv: Array, decode: bool = False) -> Array:

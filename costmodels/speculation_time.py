@@ -27,7 +27,9 @@ KEEP_FRAC = 0.03
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyTimes:
-    """``step = linear[n·q + prompt tokens] + fixed[γ][n] + per_kv[γ][n]·kv_sum + Σ_chunks (prefill[c] + prefill_slope[c]·past)``, in ps.
+    """``step = linear[n·q + prompt tokens] + fixed[γ][n] + per_kv[γ][n]·kv_sum + Σ_chunks (prefill[c] + prefill_slope[c]·past) + shared``.
+
+    In ps; ``shared`` as in ``StepTimes``.
 
     A step of ``n`` sequences with γ guesses each checks ``q = 1 + γ·width`` tokens a sequence; ``kv_sum`` counts cached tokens, those
     ``n·q`` included. Without prompts ``layers[γ][n]`` stands for ``linear[n·q]``: engines whose CUDA graphs are for decoding alone capture
@@ -45,6 +47,8 @@ class VerifyTimes:
         """One step: ``n_decodes`` sequences with ``draft_tokens`` guesses each, and prompt chunks as (tokens, past)."""
         t, tokens = self.times, n_decodes * (1 + draft_tokens * self.width) + sum(c for c, _ in chunks)
         attention = -(-sum(t.prefill[c] + t.prefill_slope[c] * past for c, past in chunks) // t.ranks)
+        if n_decodes and chunks:
+            attention += t.shared_ps(n_decodes, kv_sum, max(c for c, _ in chunks))
         layers = t.linear[tokens] if chunks else self.layers[draft_tokens][n_decodes]
         return layers + self.fixed[draft_tokens][n_decodes] + self.per_kv[draft_tokens][n_decodes] * kv_sum + attention
 

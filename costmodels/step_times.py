@@ -10,7 +10,7 @@ PS = 1_000_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """``step = linear[tokens] + decode[n] + decode_slope[n]·kv_sum + Σ_chunks (prefill[c] + prefill_slope[c]·past)``, all in ps.
+    """``step = linear[tokens] + decode[n] + decode_slope[n]·kv_sum + Σ_chunks (prefill[c] + prefill_slope[c]·past) + shared``, in ps.
 
     ``linear`` is indexed by the tokens of the step (projections, FFN, messages, host time), ``decode`` by the decoding sequences (head,
     attention's fixed part), ``kv_sum`` counts the cached tokens all decodes read, their own included; ``prefill`` is attention of a
@@ -18,6 +18,9 @@ class StepTimes:
 
     Under attention data parallelism ``linear`` is the step whose tokens lie evenly on ``ranks``; ``own`` is the part of it that each rank
     does on its own tokens, by their number. A prompt is one rank's: see ``uneven_ps``.
+
+    ``shared = beside[n] + beside_slope[n]·kv_sum + n·idle[c]`` is what decodes cost more where one attention call serves them and prompts,
+    the longest chunk of ``c`` tokens; none of it is negative. Tables left out are zeros.
     """
 
     linear: list[int]
@@ -28,11 +31,25 @@ class StepTimes:
     swap: int = 0
     ranks: int = 1
     own: list[int] = field(default_factory=list)
+    beside: list[int] = field(default_factory=list)
+    beside_slope: list[int] = field(default_factory=list)
+    idle: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, like in (("beside", self.decode), ("beside_slope", self.decode), ("idle", self.prefill)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, [0] * len(like))
+
+    def shared_ps(self, n_decodes: int, kv_sum: int, longest: int) -> int:
+        """What ``n_decodes`` sequences cost more beside prompts, the longest chunk of ``longest`` tokens."""
+        return self.beside[n_decodes] + self.beside_slope[n_decodes] * kv_sum + self.idle[longest] * n_decodes
 
     def step_ps(self, n_decodes: int, kv_sum: int, chunks: list[tuple[int, int]]) -> int:
         """One step: ``n_decodes`` sequences that read ``kv_sum`` cached tokens, and prompt chunks (tokens, past), even over the ranks."""
         tokens = n_decodes + sum(c for c, _ in chunks)
         attention = -(-sum(self.prefill[c] + self.prefill_slope[c] * past for c, past in chunks) // self.ranks)
+        if n_decodes and chunks:
+            attention += self.shared_ps(n_decodes, kv_sum, max(c for c, _ in chunks))
         return self.linear[tokens] + self.decode[n_decodes] + self.decode_slope[n_decodes] * kv_sum + attention
 
     def uneven_ps(self, decode_tokens: int, pieces: list[tuple[int, int]], waiting: int, rank_tokens: int) -> int:

@@ -29,7 +29,8 @@ class FamilyFit:
     the first axis; no axes: no correction. ``labels`` name the nodes of a last axis that numbers shapes.
     ``error_frac`` is the median relative error on rows left out of the fit, ``p90_error_frac`` its 90th percentile; ``interval_frac[i]``
     is the half width that holds 80 % of the rows left out whose time lay between ``interval_edges[i]`` and the next edge (seconds);
-    ``beyond_frac`` is the error added per octave outside the measured sizes. ``source`` says which rows were fitted.
+    ``beyond_frac`` is the error added per octave outside the measured sizes. ``source`` says which rows were fitted, ``lent_by`` the card
+    they were measured on where it is another one.
     """
 
     coefficients: dict[str, float]
@@ -44,6 +45,7 @@ class FamilyFit:
     interval_edges: tuple[float, ...] = ()
     interval_frac: tuple[float, ...] = ()
     beyond_frac: float = 0.0
+    lent_by: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,19 +132,37 @@ def load_calibration(accelerator: Accelerator) -> Calibration:
     return _load(accelerator.name, accelerator.kin)
 
 
+def borrowed(accelerator: Accelerator) -> Calibration | None:
+    """What its kin lends a card, whether the card was measured or not; None for a card without a measured kin."""
+    kin = _measured_kin(accelerator.name, accelerator.kin)
+    return _transferred(kin, accelerator.name) if kin else None
+
+
 @cache
 def _load(name: str, kin: str) -> Calibration:
     known = names("calibrations")
     if name in known:
         return read_calibration(known[name])
-    seen = {name}
+    lender = _measured_kin(name, kin)
+    if not lender:
+        cure = f"set `kin` in scenarios/hardware/{name}.toml"
+        raise BadFile(f"{name} has no calibration and no measured kin; measured: {', '.join(known)}; {cure}")
+    return _transferred(lender, name)
+
+
+def _measured_kin(name: str, kin: str) -> str:
+    """The first measured card along the line of kin; empty if there is none."""
+    known, seen = names("calibrations"), {name}
     while kin and kin not in known and kin not in seen:
         seen.add(kin)
         kin = str(read_toml(names("hardware")[kin]).get("kin", "")) if kin in names("hardware") else ""
-    if kin not in known:
-        cure = f"set `kin` in scenarios/hardware/{name}.toml"
-        raise BadFile(f"{name} has no calibration and no measured kin; measured: {', '.join(known)}; {cure}")
-    return transfer(read_calibration(known[kin]), *(by_name(Accelerator, "hardware", card, "GPU") for card in (kin, name)))
+    return kin if kin in known else ""
+
+
+@cache
+def _transferred(lender: str, name: str) -> Calibration:
+    donor, card = (by_name(Accelerator, "hardware", n, "GPU") for n in (lender, name))
+    return transfer(read_calibration(names("calibrations")[lender]), donor, card)
 
 
 LOSS_PER_BYTE_CLOCK = 0.011
@@ -181,6 +201,8 @@ def _lent(key: str, fit: FamilyFit, donor: Accelerator, card: Accelerator) -> Fa
     c = dict(fit.coefficients)
     if key.startswith(("gemm", "attention", "mla", "moe", "stream")) and "launch_s" in c:
         c["launch_s"] *= donor.clock_hz / card.clock_hz
+    if "idle_s" in c:
+        c["idle_s"] *= donor.clock_hz / card.clock_hz
     if key.startswith("attention.prefill"):
         rate = card.n_sms * card.clock_hz / (donor.n_sms * donor.clock_hz)
         c["memory_frac"] = min(1.0, c["memory_frac"] * rate * donor.hbm_bytes_per_s / card.hbm_bytes_per_s)

@@ -81,7 +81,8 @@ class ServingEngine:
     published serving points that no constant was fitted on. ``fused_quantisation``: norms and activations write 8 and 4 bits
     themselves. ``limits_of_all_ranks``: its flags for tokens and sequences are shared out over the attention data parallel ranks (else each
     rank has them). ``overlapped``: the host plans a step while the one before runs, so it sees what arrives one step later (measured
-    points are replayed so; the simulator's other front ends leave it out). ``sources`` says where each comes from.
+    points are replayed so; the simulator's other front ends leave it out). ``one_attention_call``: prompts and decodes of a step are one
+    variable-length call where FlashAttention-2 runs. ``sources`` says where each comes from.
     """
 
     name: str
@@ -108,6 +109,7 @@ class ServingEngine:
     fused_quantisation: bool = False
     limits_of_all_ranks: bool = False
     overlapped: bool = False
+    one_attention_call: bool = False
     throughput_error_frac: float = 0.12
     ttft_error_frac: float = 0.19
     tpot_error_frac: float = 0.13

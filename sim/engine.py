@@ -30,6 +30,7 @@ class Replica(ReplicaState):
         r, times, policy, waiting, store = self.r, self.times, self.policy, self.waiting, self.store
         prompt, output, cached, ready, first, finish, end = r.prompt, r.output, r.cached, r.ready, r.first, r.finish, r.end
         linear, decode, slope, chunk_ps, chunk_slope = times.linear, times.decode, times.decode_slope, times.prefill, times.prefill_slope
+        beside, beside_slope, idle = times.beside, times.beside_slope, times.idle
         chunked, mixed, refill, padded = policy.chunked, policy.mixed, policy.refill, policy.padded
         reserve, fcfs = policy.reserve_output, not policy.by_priority
         budget, max_seqs, block, bits = self.budget, self.max_seqs, self.block, self.bits
@@ -72,6 +73,7 @@ class Replica(ReplicaState):
 
             # 2. prompts: the one begun before, then the waiting, in what the budget leaves
             tokens = decoding = n if mixed else 0
+            longest = 0
             left = budget - tokens
             if ranks > 1:
                 self.part = part
@@ -81,6 +83,7 @@ class Replica(ReplicaState):
                 asked = chunk_ps[c] + chunk_slope[c] * past
                 attention += asked
                 tokens += c
+                longest = c
                 left -= c
                 past += c
                 rem -= c
@@ -133,6 +136,8 @@ class Replica(ReplicaState):
                     asked = chunk_ps[c] + chunk_slope[c] * past
                     attention += asked
                     tokens += c
+                    if c > longest:
+                        longest = c
                     left -= c
                     seats -= 1
                     if ranks > 1:
@@ -181,9 +186,9 @@ class Replica(ReplicaState):
                     attention += times.uneven_ps(decoding, pieces, len(waiting) + len(landed), longest_piece)
                     pieces = []
                 if mixed:
-                    dt = linear[tokens] + decode[n] + slope[n] * (kv + n) + attention
-                    k += 1
                     kv += n
+                    dt = linear[tokens] + decode[n] + beside[n] + (slope[n] + beside_slope[n]) * kv + idle[longest] * n + attention
+                    k += 1
                     free -= need
                 else:
                     dt = linear[tokens] + decode[0] + attention

@@ -255,7 +255,7 @@ class PipelineReplica(SteppingReplica):
         tokens, work = queries, t.decode[queries] + t.decode_slope[n] * (self.batch.kv + n)
         if chunks:
             tokens += sum(c for c, _ in chunks)
-            work += sum(self._mixed_ps(queries, chunks))
+            work += self._mixed_ps(queries, chunks, n, self.batch.kv + n)
         else:
             work += t.linear[queries]
         host, hop = times.host[queries] + extra, times.hop[tokens]

@@ -245,7 +245,7 @@ class SteppingReplica(Replica):
         if self.price is not None:
             return self.price.step_ps(rows, kv, chunks)
         decoding = self.layers[gamma][rows]
-        work = sum(self._mixed_ps(queries, chunks)) if chunks else decoding
+        work = self._mixed_ps(queries, chunks, n, kv) if chunks else decoding
         if self.policy.layer_tokens and chunks:
             work = (work + (self.groups - 1) * decoding) // self.groups
         return work + self.fixed[gamma][rows] + self.per_kv[gamma][n] * kv
@@ -259,16 +259,18 @@ class SteppingReplica(Replica):
         left = self.budget - beside
         return self._ranks_left(left, beside) if self.ranks > 1 else left
 
-    def _mixed_ps(self, queries: int, chunks: list[tuple[int, int]]) -> tuple[int, int]:
-        """(``linear`` of the step's tokens, attention of its prompts' chunks and what lies unevenly on the ranks)."""
+    def _mixed_ps(self, queries: int, chunks: list[tuple[int, int]], n: int, kv: int) -> int:
+        """A step with prompts: ``linear``, attention of their chunks, what is uneven over the ranks, what ``n`` decodes beside cost more."""
         t, tokens, attention = self.times, queries, 0
         pieces = [(c, t.prefill[c] + t.prefill_slope[c] * past) for c, past in chunks]
         for c, asked in pieces:
             tokens += c
             attention += asked
-        if pieces and self.ranks > 1:
+        if self.ranks > 1:
             attention += t.uneven_ps(queries, pieces, len(self.waiting) + len(self.landed), self.longest_piece)
-        return t.linear[tokens], attention
+        if n:
+            attention += t.shared_ps(n, kv, max(c for c, _ in chunks))
+        return t.linear[tokens] + attention
 
     def _compute_ps(self, tokens: int, past: int) -> int:
         """As ``Replica._compute_ps``."""

@@ -211,6 +211,9 @@ class NaiveEngine:
         if chunks:
             cut, waiting = [(c, s.computed) for s, c in chunks], len(self.waiting) + len(self.landed)
             dt += naive_ranks.prompts_ps(t, self.budget, p.chunked, len(decode_now), cut, waiting)
+        if chunks and decode_now:
+            n = len(decode_now)
+            dt += t.beside[n] + t.beside_slope[n] * kv_sum + n * t.idle[max(c for _, c in chunks)]
         self.now += dt
         self.n_steps += 1
         if not chunks:

@@ -185,6 +185,9 @@ class NaivePipeline:
         work += sum(t.work.decode_slope[len(now)] * (s.computed + 1) for s in now)
         pieces = [(c, s.computed + s.held) for s, c in chunks]
         work += prompts_ps(t.work, limits.budget, p.chunked, queries, pieces, len(self.waiting)) if pieces else 0
+        if pieces and now:
+            n, w = len(now), t.work
+            work += w.beside[n] + w.beside_slope[n] * sum(s.computed + 1 for s in now) + n * w.idle[max(c for c, _ in pieces)]
         for s in now:
             s.blocks += grown[s.id]
         for s, c in chunks:

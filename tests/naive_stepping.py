@@ -180,6 +180,8 @@ class NaiveStepping:
         if chunks:
             cut = [(c, s.computed) for s, c in chunks]
             attention = naive_ranks.prompts_ps(t, self.limits.budget, self.policy.chunked, rows * q, cut, len(self.waiting))
+            n = len(decodes)
+            attention += t.beside[n] + t.beside_slope[n] * kv + n * t.idle[max(c for c, _ in cut)] if n else 0
             layers = t.linear[rows * q + sum(c for c, _ in cut)] + attention
         if self.policy.layer_tokens and chunks:
             layers = (layers + (self.groups - 1) * alone) // self.groups

@@ -39,6 +39,8 @@ def rows(key: str, rng: np.random.Generator) -> pd.DataFrame:
         columns |= {"seq_len" if "prefill" in words else "kv_len": tokens, "batch_size": octaves(1, 512), "num_heads": heads}
         columns |= {"num_kv_heads": np.maximum(heads // np.exp2(rng.integers(0, 5, N)), 1), "head_dim": dim, "window_size": window}
         columns["kv_cache_dtype"] = "fp8" if "fp8" in words else "bfloat16"
+        if "mixed" in words:
+            columns["seq_len"] = octaves(1, 8192)
     elif kind == "moe":
         experts = np.exp2(rng.integers(3, 9, N))
         columns |= {"num_tokens": tokens, "hidden_size": 4096.0, "inter_size": 2048.0, "topk": 8.0, "num_experts": 256.0}

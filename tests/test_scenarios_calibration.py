@@ -94,7 +94,7 @@ def test_every_card_has_a_calibration_or_a_measured_kin(card: str) -> None:
     calibration = load_calibration(registry.accelerator(card))
     assert calibration.name == card
     assert (calibration.transferred_from == "") == (card in names("calibrations"))
-    assert calibration.fit("gemm.bf16").n_rows > 1000
+    assert calibration.fit("gemm.bf16").n_rows > 600
 
 
 @pytest.mark.parametrize("card", sorted(names("calibrations")))

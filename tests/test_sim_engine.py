@@ -29,6 +29,9 @@ def toy_times(size: int = 600, ranks: int = 1) -> StepTimes:
         swap=1_234_567,
         ranks=ranks,
         own=[5_003 * (t - t % 3) for t in range(size)],
+        beside=[0] + [5_003 * (n % 3 + 1) for n in range(1, size)],
+        beside_slope=[0] + [331 + 7 * n for n in range(1, size)],
+        idle=[211 * (c // 16) for c in range(size)],
     )
 
 
