@@ -260,7 +260,7 @@ class SteppingReplica(Replica):
         return self._ranks_left(left, beside) if self.ranks > 1 else left
 
     def _mixed_ps(self, queries: int, chunks: list[tuple[int, int]], n: int, kv: int) -> int:
-        """A step with prompts: ``linear``, attention of their chunks, what is uneven over the ranks, what ``n`` decodes beside cost more."""
+        """A step with prompts: ``linear``, attention of their chunks, what is uneven over ranks, what ``n`` decodes beside cost more."""
         t, tokens, attention = self.times, queries, 0
         pieces = [(c, t.prefill[c] + t.prefill_slope[c] * past) for c, past in chunks]
         for c, asked in pieces:
