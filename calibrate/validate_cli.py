@@ -23,6 +23,7 @@ from .validate import run_cases
 from .validate_serving import validate_serving, validate_serving_log
 
 T = TypeVar("T")
+WIDE_COLUMNS = 120
 
 
 @click.command()
@@ -91,19 +92,19 @@ def _write(result: dict[str, Any], shown: list[Table], json_to: str | None) -> N
 
 
 def case_table(result: dict[str, Any]) -> Table:
-    """Cases as a table for a terminal: published beside predicted, error beside bar."""
+    """Cases as a table for a terminal: published beside predicted, error beside bar; a narrow one has no room for system and metric."""
     s = result["summary"]
     title = f"{s['pass']} pass, {s['miss']} miss, {s['claimed']} claimed (not read in a primary source, shown only)"
-    table = Table(title=title, title_justify="left")
-    for name in ("case", "system", "metric", "published", "predicted", "error", "bar", "status"):
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    words = ("system", "metric") if Console().width >= WIDE_COLUMNS else ()
+    for name in ("case", *words, "published", "predicted", "error", "bar", "status"):
         numeric = name in ("published", "predicted", "error", "bar")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric or name in ("case", "status"))
     colours = {"pass": "green", "miss": "red", "claimed": "yellow"}
     for row in result["rows"]:
         table.add_row(
             row["case"],
-            row["system"],
-            row["metric"],
+            *(row[name] for name in words),
             f"{row['published']:,.4g}",
             f"{row['predicted']:,.4g}",
             f"{100 * row['error_frac']:+.1f} %",

@@ -11,6 +11,7 @@ from ..costmodels.serving_ops import ServeSystem, serve_system
 from ..scenarios.calibration import Calibration
 from ..scenarios.deployment import Deployment
 from ..scenarios.serving import EnginePlan, serving_engine
+from ..scenarios.units import show_number
 from .serve_ask import ServeAsk
 from .serve_kinds import Rejected, candidates, kinds_of
 from .serve_play import Played, Player, Seen
@@ -80,7 +81,7 @@ class ServeChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What the search proved: no fleet of the space carries more than ``bound_per_s``; ``gap_frac`` of that over the best found."""
+    """What the search proved: no fleet of the space carries more than ``bound_per_s``; ``gap_frac`` of that over the best shown."""
 
     bound_per_s: float
     gap_frac: float
@@ -118,8 +119,12 @@ def plan_serving(ask: ServeAsk, top: int = 5, calibration: Calibration | None = 
     race.run()
     choices = steady_ranked(ask, race, top) if isinstance(race, Steady) else ranked(ask, race, player, top)
     bound, gap = race.proved()
+    if choices and ask.objective == "throughput" and isinstance(race, Race):
+        gap = max(bound / choices[0].goodput_per_s - 1, 0.0)
     for reason, cases in race.dropped().items():
         rejected.add(reason, cases[0], len(cases))
+    if isinstance(race, Race) and (mix := _unshown_mix(race, choices)):
+        rejected.add("mix", mix)
     return ServeDecision(
         choices=choices,
         proof=Proof(
@@ -129,6 +134,23 @@ def plan_serving(ask: ServeAsk, top: int = 5, calibration: Calibration | None = 
         n_candidates=kinds.n_candidates, rejected=rejected.rows(),
         n_gpus_needed=race.n_gpus_needed() if isinstance(race, Race) else 0, system=system,
     )  # fmt: skip
+
+
+def _unshown_mix(race: Race, choices: tuple[ServeChoice, ...]) -> str:
+    """The best fleet of several layouts, where it gains too little over one layout to be a choice; "" where it is one, or none is."""
+    mix = race.mix()
+    used = [(n, played) for played, n in zip(*mix, strict=True) if n] if mix else []
+    if len(used) < 2 or not choices or any(len(c.parts) > 1 for c in choices):
+        return ""
+    carried = math.fsum(n * played.goodput_per_s for n, played in used)
+    n_gpus = sum(n * played.candidate.n_gpus for n, played in used)
+    better = carried > choices[0].goodput_per_s if race.ask.objective == "throughput" else n_gpus < choices[0].n_gpus
+    if not better:
+        return ""
+    what = " + ".join(f"{n} x ({played.candidate.describe()})" for n, played in used)
+    return (
+        f"{what}: {show_number(carried, 4)} requests/s on {n_gpus:,} GPUs; a mix of layouts is shown where it gains over {MIX_GAIN - 1:.0%}"
+    )
 
 
 def steady_ranked(ask: ServeAsk, steady: Steady, top: int) -> tuple[ServeChoice, ...]:

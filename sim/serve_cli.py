@@ -29,7 +29,7 @@ from .serve_result import ServeResult
 from .serve_show import show
 from .serving_frames import csv_text, request_columns
 from .serving_metrics import Slo, report
-from .serving_page import serving_page
+from .serving_page import plotly, serving_page
 from .serving_trace import serving_trace
 
 OUTPUTS = {"--perfetto": "perfetto", "--html": "html", "--csv": "csv", "--json": "json_path"}
@@ -153,6 +153,8 @@ def run(flags: dict[str, Any]) -> tuple[dict[str, Any], ServeResult]:
     slo = Slo(**{f"{name}_s": read(flags, name, seconds, math.inf) for name in ("ttft", "tpot", "e2e")})
     window(flags["window"])
     check_outputs(flags)
+    if flags["html"]:
+        plotly()
     wants_log = bool(flags["perfetto"] or flags["html"])
     try:
         result = simulate_deployment(model, cluster, chosen, work, seed=flags["seed"], clients=clients(flags), log=wants_log)

@@ -132,6 +132,14 @@ def test_serving_rows_with_odd_cells_are_skipped_with_the_reason(tmp_path: Path)
     assert len(result["skipped"]) == 3
 
 
+@pytest.mark.parametrize("columns", [80, 140])
+def test_the_table_of_cases_fits_the_terminal(columns: int) -> None:
+    lines = CliRunner().invoke(validate, ["bigmac"], env={"COLUMNS": str(columns)}).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert ("metric" in lines[1]) == (columns == 140)
+    assert all(word in lines[1] for word in ("case", "published", "predicted", "error", "bar", "status"))
+
+
 def test_a_broken_table_names_the_line(tmp_path: Path) -> None:
     lines = SMALL.read_text(encoding="utf-8").splitlines()
     broken = tmp_path / "broken.csv"

@@ -9,6 +9,7 @@ from roofplan.planner.serve_ask import RopeScaling
 from roofplan.planner.serve_kinds import Rejected, candidates, kinds_of
 from roofplan.planner.serve_play import Player
 from roofplan.planner.serve_search import plan_serving
+from roofplan.scenarios import registry
 from roofplan.scenarios.serving_parts import Speculation
 from roofplan.sim.serving_metrics import Slo
 from serve_asks import ask, trace
@@ -58,6 +59,19 @@ def test_choices_keep_the_promises_under_their_bound_and_are_ranked():
     again = plan_serving(question)
     assert [c.goodput_per_s for c in again.choices] == rates
     assert again.rejected == decision.rejected
+
+
+def test_a_mix_that_gains_too_little_to_be_shown_is_told_and_counts_in_the_gap():
+    """Two prefill/decode groups on six of eight GPUs and plain replicas on the rest carry 4 % more than any one layout."""
+    cluster = registry.cluster("h100-sxm", 8)
+    question = ask(cluster=cluster, gpu=registry.accelerator("h100-sxm"), slo=Slo())
+    decision = plan_serving(question)
+    carried = decision.choices[0].goodput_per_s
+    assert decision.proof.gap_frac == decision.proof.bound_per_s / carried - 1
+    told = [example for reason, _, example in decision.rejected if reason == "mix"]
+    assert len(told) == 1
+    assert carried < float(told[0].split(": ")[1].split()[0]) <= 1.05 * carried
+    assert "a mix of layouts is shown where it gains over 5%" in told[0]
 
 
 def test_more_gpus_and_looser_promises_never_carry_less():

@@ -162,7 +162,7 @@ def make_job(
     prompts that is one and the same (prefix caching). ``slo`` holds what is promised: ``ttft_s``, ``tpot_s``, ``e2e_s``, each optional.
     ``rope_scaling`` (true, or a factor) allows a context over the model's own.
 
-    ``predicted`` may hold, all optional: ``goodput_per_s`` (requests a second within the promises), ``rate_per_s`` (asked for),
+    ``predicted`` may hold, all optional: ``goodput_per_s`` (requests a second within the promises), ``rate_per_s`` (of the others),
     ``ttft_s``, ``tpot_s`` (means at that rate), ``output_tokens_per_s_per_gpu``, ``cost_usd_per_mtoken``, ``error_frac``,
     ``why`` (sentences), and ``curve``: rows ``{"rate_per_s", "ttft_s_mean", "ttft_s_p50", "ttft_s_p99", "tpot_s_mean",
     "tpot_s_p50", "tpot_s_p99", "e2e_s_mean", "output_tokens_per_s"}`` of which only ``rate_per_s`` must be there.

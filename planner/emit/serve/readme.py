@@ -40,7 +40,7 @@ def _prediction(job: ServeJob) -> str:
     error = f" ± {facts['error_frac']:.0%}" if facts.get("error_frac") else ""
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "requests a second within the promises": ("goodput_per_s", lambda v: f"{show_number(v, 4)}{error}"),
-        "requests a second asked for": ("rate_per_s", lambda v: show_number(v, 4)),
+        "requests a second in these figures": ("rate_per_s", lambda v: show_number(v, 4)),
         "TTFT, mean": ("ttft_s", lambda v: f"{v * 1e3:,.0f} ms"),
         "TPOT, mean": ("tpot_s", lambda v: f"{v * 1e3:,.1f} ms"),
         "output tokens a second and GPU": ("output_tokens_per_s_per_gpu", lambda v: f"{v:,.0f}"),
