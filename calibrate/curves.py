@@ -37,8 +37,9 @@ COARSE_UNIT, FINE_UNIT = 0.014, 0.008
 Trend = Callable[[Mapping[str, float], Rows], Array]
 SOFT: dict[str, tuple[float, ...]] = {"sharpness": (1.0, 2.0, 4.0)}
 """Sharpness of soft maxima: the values that need no powers."""
+FILL = {"fill_keys": 150.0}
 TILES: dict[str, tuple[float, ...]] = {"tile": (64.0, 128.0)}
-"""Query rows of a thread block, told apart only by short chunks after long pasts."""
+"""Start-up of a thread block and its query rows, which only short chunks after long pasts tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,7 @@ def attention(key: str, phase: str, rows: Columns, gpu: Accelerator, source: str
     new, heads, narrow = rows["tokens"], rows["num_heads"], rows["kv_cache_dtype"] == "fp8"
     past = np.nan_to_num(rows.get("prefix_len", np.zeros_like(new)))
     kv = new + past
-    choices = {**SOFT, **TILES} if past.any() else SOFT
+    blocks = past.any()
     kv_heads = rows["num_kv_heads"] if not latent else np.ones_like(heads) if decode else heads
     dims = (576.0, 512.0) if latent and decode else (192.0, 128.0) if latent else (rows["head_dim"], rows["head_dim"])
     work = attention_work(
@@ -169,8 +170,8 @@ def attention(key: str, phase: str, rows: Columns, gpu: Accelerator, source: str
         trend=trend,
         coordinates=decode_coordinates(work) if decode else prefill_coordinates(work),
         floor_s=attention_floor_s(work, gpu),
-        start=DECODE if decode else PREFILL,
-        choices=choices,
+        start=DECODE if decode else {**PREFILL, **FILL} if blocks else PREFILL,
+        choices={**SOFT, **TILES} if blocks else SOFT,
         strengths=MLA_STRENGTHS if latent else DECODE_STRENGTHS if decode else PREFILL_STRENGTHS,
         shapes=number(heads, kv_heads),
         size=kv,

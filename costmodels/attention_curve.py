@@ -11,7 +11,7 @@ from ..scenarios.hardware import Accelerator
 from .arrays import Array, Reals, as_floats, soft_max
 
 TILE = 128.0
-"""Query rows of one thread block in the flash kernels measured, where a fit does not say otherwise."""
+"""Query rows of one thread block in the flash kernels measured."""
 
 
 def causal_pairs(q_tokens: Reals, kv_tokens: Reals, window_tokens: Reals = 0) -> Array:
@@ -93,16 +93,33 @@ def prefill_trend_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) 
     """Seconds of a flash forward: ``launch + softmax(compute, memory)``.
 
     Compute is all tiles spread over the SMs and the one longest tile alone on an SM, joined as ``√(total² + longest²)``; the diagonal
-    tiles (of ``tile`` query rows) are computed whole. Memory is Q, K, V, O and the cache write.
+    tiles are computed whole. Where short chunks after long pasts were measured (``fill_keys``) it is ``_blocks_s`` instead. Memory is
+    Q, K, V, O and the cache write.
     """
     width = (a.qk + a.v) * (1 + c["small_head"] * 64 / np.maximum(a.v, 1))
-    tile = c.get("tile", TILE)
-    total = 2 * a.batch * a.heads * (a.pairs + a.q * (tile / 2)) * width
-    longest = (2 * tile * gpu.n_sms) * np.minimum(np.maximum(a.span + tile, tile), np.maximum(a.kv, tile)) * width
-    compute = np.sqrt(total * total + longest * longest) / (a.peak_flops_per_s * c["compute_frac"])
+    if "fill_keys" in c:
+        compute = _blocks_s(a, gpu, c) * width / (a.qk + a.v)
+    else:
+        total = 2 * a.batch * a.heads * (a.pairs + a.q * (TILE / 2)) * width
+        longest = (2 * TILE * gpu.n_sms) * np.minimum(np.maximum(a.span + TILE, TILE), np.maximum(a.kv, TILE)) * width
+        compute = np.sqrt(total * total + longest * longest) / (a.peak_flops_per_s * c["compute_frac"])
     fresh = a.q * (2 * (a.heads + a.kv_heads) * (a.qk + a.v) + a.kv_bytes * a.kv_heads * a.kv_width)
     moved = a.batch * (fresh + np.maximum(a.held - a.q, 0) * a.kv_bytes * a.kv_heads * a.kv_width)
     return c["launch_s"] + soft_max(compute, moved / (gpu.hbm_bytes_per_s * c["memory_frac"]), c["sharpness"])
+
+
+def _blocks_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) -> Array:
+    """Seconds of thread blocks of ``tile`` query rows, one on an SM at a time, each walking the keys before it (``+ fill_keys``).
+
+    ``w = batch·heads·ceil(q/tile)/SMs`` blocks an SM run in ``ceil(w)`` waves over the past and ``w`` over the chunk's own triangle, no
+    sooner than the longest block alone.
+    """
+    tile, fill = c["tile"], c["fill_keys"]
+    blocks = a.batch * a.heads * np.ceil(a.q * (1 / tile)) * (1 / gpu.n_sms)
+    own = np.minimum(a.q, a.span)
+    keys = np.maximum(np.ceil(blocks) * (a.span - own + fill) + blocks * (own + tile) / 2, a.span + fill)
+    out: Array = keys * (2 * tile * (a.qk + a.v) * gpu.n_sms / (a.peak_flops_per_s * c["compute_frac"]))
+    return out
 
 
 def decode_trend_s(a: AttentionWork, gpu: Accelerator, c: Mapping[str, float]) -> Array:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from roofplan.costmodels.attention_curve import AttentionWork, attention_work
+from roofplan.costmodels.attention_curve import AttentionWork, attention_work, prefill_trend_s
 from roofplan.costmodels.mixed_attention import idle_blocks, mixed_decode_s, mixed_trend_s
 from roofplan.costmodels.roofline import Roofline
 from roofplan.costmodels.serving import Reach, decode_secant, step_times
@@ -32,6 +32,18 @@ def work(batch: float, kv: float) -> AttentionWork:
 
 def system(gpu: str = "rtx4090", engine: str = "vllm") -> ServeSystem:
     return serve_system(registry.cluster(gpu, 1), serving_engine(engine))
+
+
+def test_chunks_run_in_waves_of_blocks() -> None:
+    """RTX 4090, 128 SMs: 64 and 256 tokens after 8192 are 32 and 128 blocks of 64 rows, one wave; 512 two, 2048 eight and the triangle."""
+    c = {"launch_s": 5e-6, "compute_frac": 0.8, "memory_frac": 1.0, "small_head": 0.0, "sharpness": 4.0, "tile": 64.0, "fill_keys": 150.0}
+    q = np.array([64.0, 256.0, 512.0, 2048.0])
+    chunk = attention_work(
+        batch=1, q=q, kv=q + 8192, heads=32, kv_heads=8, qk=128, v=128, causal=True, window=0, kv_bytes=2, peak=RTX.bf16_flops_per_s
+    )
+    keys = np.array([64 + 8342, 256 + 8342, 2 * 8342 + 2 * 576 / 2, 8 * 8342 + 8 * 2112 / 2])
+    expected = 5e-6 + keys * 2 * 64 * 256 / (RTX.bf16_flops_per_s / 128 * 0.8)
+    assert prefill_trend_s(chunk, RTX, c) == pytest.approx(expected, rel=0.01)
 
 
 def test_one_wave_of_blocks_by_hand() -> None:
