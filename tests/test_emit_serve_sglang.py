@@ -137,7 +137,6 @@ def test_long_context(tmp_path: Path) -> None:
         ("llama3.1-8b", {"policy": "static"}, "policy=static"),
         ("minimax-m1", {"tp": 8}, "lightning attention of minimax-m1: not among its models; nearest: vLLM"),
         ("llama3.1-8b", {"preemption": "swap"}, "preemption by swapping"),
-        ("llama3.1-8b", {"weight_dtype": "fp6"}, "weight_dtype=fp6"),
         ("llama3.1-8b", {"kv_dtype": "int8"}, "kv_dtype=int8; nearest: bf16, fp8 or nvfp4"),
         ("qwen3-30b-a3b", {"expert_dtype": "fp8"}, "experts in fp8 beside weights in bf16"),
         ("llama3.1-8b", {"speculation": Speculation(method="mtp")}, "has no multi-token-prediction layers"),

@@ -230,7 +230,6 @@ def test_launcher_gives_each_replica_its_gpus(tmp_path: Path) -> None:
         ("llama3.1-8b", {"cp": 2}, "cp=2: prompts split over ranks keep KV in equal parts for latent attention"),
         ("deepseek-v3", {"tp": 8, "cp": 2, "n_prefill": 1, "prefill": EnginePlan(tp=8), "n_gpus": 24}, "cp=2 on replicas that receive KV"),
         ("qwen3-30b-a3b", {"tp": 8, "redundant_experts": 8}, "redundant_experts=8 without ep"),
-        ("llama3.1-8b", {"weight_dtype": "fp6"}, "weight_dtype=fp6"),
         ("llama3.1-8b", {"kv_dtype": "fp6"}, "kv_dtype=fp6"),
         ("qwen3-30b-a3b", {"expert_dtype": "fp8"}, "experts in fp8 beside weights in bf16, converted while loading"),
         ("llama3.1-8b", {"prefix_cache": True, "kv_tiers": (NVME,)}, "a KV tier on drives without one in host memory"),

@@ -78,11 +78,6 @@ def check_expressible(job: ServeJob) -> None:
             (plan.policy not in POLICIES, f"policy={plan.policy}", "SGLang's own scheduler"),
             (plan.preemption == "swap", "preemption by swapping: SGLang recomputes", "preemption=recompute"),
             (
-                plan.weight_dtype not in (*QUANTIZATION, "bf16", "fp16", "fp8_block", "mxfp8", "int8", "nvfp4", "mxfp4", "fp4", "int4"),
-                f"weight_dtype={plan.weight_dtype}",
-                "bf16, fp8, or a checkpoint in another format",
-            ),
-            (
                 plan.experts_in != plan.weight_dtype and plan.experts_in in QUANTIZATION,
                 f"experts in {plan.experts_in} beside weights in {plan.weight_dtype}, converted while loading",
                 "a checkpoint in those formats, or one format for all",

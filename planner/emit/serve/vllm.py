@@ -124,9 +124,7 @@ def _check_layout(job: ServeJob, role: Role, plan: EnginePlan) -> None:
 
 
 def _check_formats(plan: EnginePlan) -> None:
-    formats = (*QUANTIZATION, "bf16", "fp16", "nvfp4", "mxfp4", "fp4", "int4")
     refuse(
-        (plan.weight_dtype not in formats, f"weight_dtype={plan.weight_dtype}", f"one of {', '.join(formats)}"),
         (plan.kv_dtype not in (*KV_DTYPE, "bf16", "fp16"), f"kv_dtype={plan.kv_dtype}", "bf16, fp8, int8, int4 or nvfp4"),
         (
             plan.experts_in != plan.weight_dtype and plan.experts_in in QUANTIZATION,
