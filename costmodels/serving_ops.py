@@ -181,7 +181,8 @@ def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array
     """One layer's messages: an all-reduce after attention and after the FFN over tp; attention DP gathers tokens for the experts instead.
 
     Inside one node of up to GATHER_RANKS the experts' tokens are gathered and their sums scattered; across nodes, and in larger domains
-    of fast links, they go by all-to-all, one 8-bit copy per expert out and one 16-bit copy back.
+    of fast links, they go by all-to-all, one 8-bit copy per expert out and one 16-bit copy back. Across nodes the faster of two ways
+    counts: a copy for each expert straight to its GPU (few tokens), or one for each node, which hands it on (many).
     """
     net, row = system.network, 2.0 * model.hidden
     total = tp_all_reduce_s(system, t * row, plan.tp)
@@ -193,9 +194,25 @@ def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array
     sent = t / plan.tp * model.top_k * model.hidden
     if n <= system.cluster.gpus_per_node:
         return total + net.all_to_all_s(sent, n, 1) + net.all_to_all_s(2 * sent, n, 1)
-    # across nodes every rank writes to all others at once: one latency, and its share of the adapters
-    far = sent * (n - system.cluster.gpus_per_node) / n
-    return total + net.p2p_s(far, system.cluster.gpus_per_node) + net.p2p_s(2 * far, system.cluster.gpus_per_node)
+    node = system.cluster.gpus_per_node
+    direct, once = sent * (n - node) / n, t / plan.tp * model.hidden * remote_nodes(model, n / node)
+    relayed = _far_s(system, once) + net.all_to_all_s(sent, node, 1) + net.all_to_all_s(2 * sent, node, 1)
+    return total + np.minimum(_far_s(system, direct), relayed)
+
+
+def remote_nodes(model: ModelSpec, n_nodes: float) -> float:
+    """Other nodes a token goes to: of those its experts lie on, ``N·(1 − (1 − 1/N)^k)`` and no more than its expert groups, all but 1/N.
+
+    Source: DeepSeek-V3 report, section 3.2.2: a token is sent once to each of at most four nodes and forwarded there over NVLink.
+    """
+    hit = n_nodes * (1 - (1 - 1 / n_nodes) ** model.top_k)
+    return min(hit, model.top_k_groups or hit) * (1 - 1 / n_nodes)
+
+
+def _far_s(system: ServeSystem, out_bytes: Array) -> Array:
+    """Rows to other nodes in 8 bits and back in 16. Every rank writes to all others at once: one latency, and its share of the adapters."""
+    net, node = system.network, system.cluster.gpus_per_node
+    return net.p2p_s(out_bytes, node) + net.p2p_s(2 * out_bytes, node)
 
 
 def tp_all_reduce_s(system: ServeSystem, n_bytes: Array, tp: int) -> Array:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from roofplan.costmodels.expert_balance import balanced, copies_of, load_factor, most_loaded, placements, uneven_s
 from roofplan.costmodels.experts import chosen, expert_share_read
 from roofplan.costmodels.serving_memory import weights_bytes
-from roofplan.costmodels.serving_ops import moe_s, own_experts_s, serve_system
+from roofplan.costmodels.serving_ops import messages_s, moe_s, own_experts_s, remote_nodes, serve_system, tp_all_reduce_s
 from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import EnginePlan, serving_engine
@@ -161,3 +161,26 @@ def test_wide_expert_parallelism_prices_a_ranks_own_rows(ep: int) -> None:
 
 def test_one_token_reads_its_own_experts_and_many_read_all():
     assert most_loaded(128, 8, 0.0, 1, 0, np.array([0.0, 1.0, 1e6]))[1] == pytest.approx([0, 8, 128])
+
+
+def test_tokens_go_once_to_each_node() -> None:
+    """DeepSeek-V3, 8 of 256 experts in at most 4 groups: over 2 nodes one remote copy for 4, over 4 nodes 2.7 for 6, over 16 3.75."""
+    model = registry.model("deepseek-v3")
+    assert remote_nodes(model, 2) == pytest.approx((1 - 0.5**8) * 2 / 2)
+    assert remote_nodes(model, 4) == pytest.approx(4 * (1 - 0.75**8) * 3 / 4)
+    assert remote_nodes(model, 16) == pytest.approx(4 * 15 / 16)
+    assert remote_nodes(QWEN, 16) == pytest.approx(16 * (1 - (15 / 16) ** QWEN.top_k) * 15 / 16)
+
+
+def test_many_tokens_are_relayed_and_few_go_straight() -> None:
+    """Never slower than a copy for each expert over the adapters, never faster than a copy for each node; well below at 4,096 tokens."""
+    model, plan = registry.model("deepseek-v3"), EnginePlan(dp=32, ep=32, weight_dtype="fp8_block")
+    system = serve_system(registry.cluster("h100-sxm", 32), serving_engine("vllm"))
+    t = np.array([1.0, 16.0, 4096.0])
+    got = messages_s(model, plan, system, t, True) - tp_all_reduce_s(system, 2.0 * model.hidden * t, 1)
+    straight = sum(system.network.p2p_s(part * t * 8 * model.hidden * 24 / 32, 8) for part in (1, 2))
+    nodes = sum(system.network.p2p_s(part * t * model.hidden * remote_nodes(model, 4), 8) for part in (1, 2))
+    assert np.all(got <= straight)
+    assert np.all(got >= nodes)
+    assert got[0] == straight[0]
+    assert got[2] < 0.7 * straight[2]
