@@ -29,6 +29,7 @@ WITHOUT_EMBEDDINGS = {"glm-4.5", "glm-4.5-air", "glm-5", "minimax-m1", "minimax-
 
 EXPLAINED_ACTIVE = {
     "qwen3-30b-a3b": (0.02, "3.35B, published as 3.3B"),
+    "qwen3-30b-a3b-2507": (0.02, "3.35B, published as 3.3B"),
     "deepseek-v2-lite": (0.022, "2.45B, published as 2.4B"),
     "kimi-linear-48b-a3b": (0.04, "3.11B, published as 3B"),
     "qwen3-next-80b-a3b": (0.09, "3.25B, published as 3B"),
