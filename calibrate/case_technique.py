@@ -128,12 +128,13 @@ def _value(case: Case, side: str) -> float:
     given = {k: (int(v) if v == int(v) else v) for k, v in numbers.items() if k in known}
     r = _rates(case, numbers)
     n_seqs = numbers.get("n_seqs", 1.0)
-    step = apply(rows, _pass(case, numbers, n_seqs or 1.0), **given)
-    if not n_seqs:
-        most = scalar(seqs_that_fit(step, r))
-        if most < 1:
+    decoded = numbers.get("decoded_tokens", 0.0)
+    if not n_seqs:  # as many as fit when the last of their answers' tokens is there
+        last = {**numbers, "tokens": numbers["tokens"] + decoded}
+        n_seqs = scalar(seqs_that_fit(apply(rows, _pass(case, last, 1.0), **given), r))
+        if n_seqs < 1:
             return 0.0
-        step = apply(rows, _pass(case, numbers, most), **given)
+    step = apply(rows, _pass(case, {**numbers, "tokens": numbers["tokens"] + decoded / 2}, n_seqs), **given)
     return scalar(QUANTITIES[quantity](step, r))
 
 
@@ -151,7 +152,9 @@ def _pass(case: Case, numbers: dict[str, float], n_seqs: float) -> Step:
         model = replace(model, n_layers=int(numbers["layers"]), n_dense_layers=min(model.n_dense_layers, int(numbers["layers"])))
     kind = case.words["pass"]
     if kind == "decode":
-        return decode_step(model, kv_tokens=tokens, n_seqs=n_seqs)
+        step, ranks = decode_step(model, kv_tokens=tokens, n_seqs=n_seqs), case.layout.n_gpus
+        hops = 2.0 * (ranks - 1) * model.n_layers * numbers.get("all_reduces", 0.0)  # of a ring, each with 1/ranks of the tokens' values
+        return replace(step, network_bytes=hops / ranks * n_seqs * model.hidden * 2.0, n_hops=hops)
     if kind == "prefill":
         return prefill_step(model, prompt_tokens=tokens, n_seqs=n_seqs, chunk_tokens=numbers.get("chunk_tokens", 0.0))
     if kind == "train":

@@ -37,9 +37,10 @@ class Stage(IntEnum):
 class Step:
     """Totals of one pass over ``n_seqs`` sequences of ``kv_tokens`` context, ``q_tokens`` of them new, on one GPU.
 
-    Work: FLOPs; bytes read from device memory (weights, cached keys and values, anything else), over the host link and to other GPUs
-    (``network_bytes`` in ``n_hops`` messages). ``fixed_s`` is time no resource explains and ``slow_frac`` time over the roofline (drafting,
-    measured overheads). Yield: ``yield_tokens`` per sequence and pass. Held: bytes on the device, ``host_held_bytes`` on the host.
+    Work: FLOPs; bytes read from device memory (weights, cached keys and values, anything else), over the host link (those
+    ``awaited`` only once the layer that needs them has chosen them) and to other GPUs (``network_bytes`` in ``n_hops`` messages).
+    ``fixed_s`` is time no resource explains and ``slow_frac`` time over the roofline (drafting, measured overheads). Yield:
+    ``yield_tokens`` per sequence and pass. Held: bytes on the device, ``host_held_bytes`` on the host.
     """
 
     model: ModelSpec
@@ -54,6 +55,7 @@ class Step:
     kv_bytes: Floats
     other_bytes: Floats = 0.0
     host_bytes: Floats = 0.0
+    awaited_host_bytes: Floats = 0.0
     network_bytes: Floats = 0.0
     n_hops: Floats = 0.0
     fixed_s: Floats = 0.0
@@ -100,8 +102,8 @@ def require_positive(family: str, **values: float) -> None:
 def seconds(step: Step, rates: Rates) -> Floats:
     """Time of the pass: linears and attention one after the other, each bound by its FLOPs or by its bytes.
 
-    ``(max(max(F_lin/F, (weights + other)/W) + max(F_att/F', cache/W), host/X) + network/C + hops·α + fixed) · (1 + slow)``.
-    Host copies hide behind the device (they run on their own engines); messages do not.
+    ``(max(max(F_lin/F, (weights + other)/W) + max(F_att/F', cache/W), host/X) + awaited/X + network/C + hops·α + fixed) · (1 + slow)``.
+    Host copies hide behind the device (they run on their own engines) unless a layer waits for what it chose; messages do not.
     """
     bandwidth = rates.hbm_bytes_per_s
     moved = np.asarray(step.weight_bytes) + step.other_bytes
@@ -110,7 +112,8 @@ def seconds(step: Step, rates: Rates) -> Floats:
     device = linear + attention
     busy = np.maximum(device, np.asarray(step.host_bytes) / rates.host_bytes_per_s)
     messages = np.asarray(step.network_bytes) / rates.network_bytes_per_s + np.asarray(step.n_hops) * rates.hop_s
-    out: Floats = (busy + messages + step.fixed_s) * (1 + np.asarray(step.slow_frac))
+    waited = np.asarray(step.awaited_host_bytes) / rates.host_bytes_per_s
+    out: Floats = (busy + waited + messages + step.fixed_s) * (1 + np.asarray(step.slow_frac))
     return out
 
 

@@ -46,6 +46,25 @@ def test_no_number_of_sequences_means_as_many_as_fit() -> None:
     assert ratio == int(ratio) > 10
 
 
+def test_decoded_tokens_take_room_to_the_last_and_are_read_at_their_mean() -> None:
+    """4,096 tokens after 8,192: as many fit as at 12,288, and each step reads 10,240 of each."""
+    numbers = {"tokens": 8192.0, "n_seqs": 0.0, "decoded_tokens": 4096.0}
+    words = {"pass": "decode", "techniques": ""}
+    read = predict(case(predictor="technique_value", unit="bytes", numbers=numbers, words={**words, "quantity": "cache_read"}))
+    fit = predict(case(predictor="technique_value", unit="", numbers={"tokens": 12288.0}, words={**words, "quantity": "seqs_that_fit"}))
+    assert read == pytest.approx(fit * 10240 * 131072)
+
+
+def test_an_all_reduce_moves_each_ranks_share_of_a_ring() -> None:
+    """One a layer over 2 of 8 sequences: twice half of 32 layers x 8 x 4,096 values of 2 bytes; over 4 ranks twice three quarters."""
+    for ranks, share in ((1, 0.0), (2, 1.0), (4, 1.5)):
+        layout = Layout(model="llama3-8b", gpu="a100-80gb-sxm", n_gpus=ranks)
+        numbers = {"tokens": 1024.0, "n_seqs": 8.0, "all_reduces": 1.0}
+        words = {"pass": "decode", "quantity": "messages", "techniques": ""}
+        moved = predict(case(predictor="technique_value", unit="bytes", layout=layout, numbers=numbers, words=words))
+        assert moved == pytest.approx(share * 32 * 8 * 4096 * 2)
+
+
 def test_the_floor_is_faster_than_the_calibrated_pass() -> None:
     slow = with_words(quantity="seconds")
     fast = dataclasses.replace(slow, words={**slow.words, "rates": "floor"})

@@ -37,6 +37,7 @@ def test_seconds_by_hand() -> None:
     assert seconds(tiny_step(), ONE) == 20
     assert seconds(tiny_step(network_bytes=8.0, n_hops=2.0, fixed_s=1.0, slow_frac=0.5), ONE) == pytest.approx(1.5 * (20 + 4 + 1 + 1))
     assert seconds(tiny_step(host_bytes=150.0), ONE) == 30
+    assert seconds(tiny_step(host_bytes=50.0, awaited_host_bytes=50.0), ONE) == 20 + 10  # nothing hides what a layer waits for
     assert seconds(tiny_step(weight_bytes=600.0, kv_bytes=90.0), ONE) == pytest.approx(20 + 10)
     assert tokens_per_s(tiny_step(), ONE) == pytest.approx(1 / 20)
 
