@@ -42,6 +42,9 @@ def _lines(out: Mapping[str, Any]) -> list[str]:
     if len(out["pools"]) > 1:
         shares = ", ".join(f"{p['n_replicas']} x {p['name']} {p['busy_frac']:.0%}" for p in out["pools"])
         lines.append(f"pools busy: {shares}")
+    idle = [f"{p['bubble_frac']:.0%} ({p['name']})" for p in out["pools"] if "bubble_frac" in p]
+    if idle:
+        lines.append(f"pipeline stages idle {', '.join(idle)} of their time")
     if out["links"]:
         moved = sum(link["n_bytes"] for link in out["links"])
         busiest = max(link["busy_frac"] for link in out["links"])

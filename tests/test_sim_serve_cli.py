@@ -36,6 +36,16 @@ def test_another_seed_differs_and_an_overload_is_called_one():
     assert "overloaded" in call(*BASE[:-4], "--rate", "400", "--requests", "3000").output
 
 
+def test_a_pipeline_says_how_much_its_stages_idle():
+    """More at a low rate than when all wait; a replica of one stage says nothing of it."""
+    two = ("--gpus", "2", "--pp", "2")
+    calm = json.loads(call(*BASE, *two, "--json", "-").stdout)["pools"][0]["bubble_frac"]
+    full = json.loads(call(*BASE[:-4], "--rate", "400", "--requests", "500", *two, "--json", "-").stdout)["pools"][0]["bubble_frac"]
+    assert 0.01 < full < calm < 1
+    assert f"pipeline stages idle {calm:.0%} (serve) of their time" in call(*BASE, *two).output
+    assert "bubble_frac" not in json.loads(call(*BASE, "--json", "-").stdout)["pools"][0]
+
+
 def test_more_gpus_are_more_replicas_and_tp_makes_fewer():
     out = json.loads(call(*BASE, "--gpus", "4", "--tp", "2", "--router", "least-outstanding", "--json", "-").stdout)
     assert (out["n_gpus"], out["n_replicas"]) == (4, 2)
