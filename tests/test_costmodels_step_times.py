@@ -59,7 +59,7 @@ def test_a_lone_prompt_has_one_rank_and_eight_prompts_have_eight():
         return max(requests.first) / PS
 
     one, eight, sixteen = ttft_s(1), ttft_s(8), ttft_s(16)
-    assert one < eight < 3 * one
+    assert one < eight < 3.5 * one
     assert eight < sixteen < 2.05 * eight
     shared = EnginePlan(tp=8, weight_dtype="fp8_block")
     work = ServeWorkload(arrival_s=np.zeros(1), prompt_tokens=np.full(1, 4000), output_tokens=np.full(1, 2))
