@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from ..scenarios.errors import BadInput
@@ -12,24 +12,29 @@ Path = tuple[tuple[int, float], ...]
 
 
 @dataclass(slots=True)
-class _Flow:
-    """One transfer: its path, its own ceiling, bytes left at time ``since``, its present rate, and how often it was re-timed."""
+class _Lane:
+    """Transfers of one path and ceiling, which always run at one rate: what each has sent since the lane was empty, at time ``since``.
+
+    ``goals`` is a heap of (bytes sent at which one is done, transfer); ``n`` counts those that run, ``version`` how often it was re-timed.
+    """
 
     path: Path
     ceiling: float
-    left: float
-    since: float
+    sent: float = 0.0
+    since: float = 0.0
     rate: float = 0.0
+    n: int = 0
     version: int = 0
+    goals: list[tuple[float, int]] = field(default_factory=list)
 
 
 class FairLinks:
     """Transfers over links of given bytes per second, by progressive filling.
 
     All transfers' rates rise together until a link is full (``Σ share·rate = bytes_per_s``) or a transfer is at its own ceiling; those
-    stop, the others rise on. The result is the one allocation in which no rate can grow without taking from a smaller one. A start or an
-    end can only change rates of transfers joined to it by shared links; those are settled and re-timed. Raises BadInput for a link
-    without bandwidth. Source: Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2.
+    stop, the others rise on. The result is the one allocation in which no rate can grow without taking from a smaller one. Transfers of
+    one path and ceiling have one rate and are re-timed as one. A start or an end can only change rates of transfers joined to it by
+    shared links. Raises BadInput for a link without bandwidth. Source: Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2.
     """
 
     def __init__(self, names: list[str], bytes_per_s: list[float]) -> None:
@@ -39,82 +44,94 @@ class FairLinks:
         self.names, self.bytes_per_s = names, bytes_per_s
         self.carried = [0.0] * len(names)
         self._on: list[dict[int, float]] = [{} for _ in names]
-        self._flows: dict[int, _Flow] = {}
-        self._ends: list[tuple[float, int, int]] = []
+        self._lanes: list[_Lane] = []
+        self._lane_of: dict[tuple[Path, float], int] = {}
+        self._flows: dict[int, int] = {}
+        self._ends: list[tuple[float, int, int, int]] = []
 
     def start(self, transfer: int, n_bytes: float, path: Path, at: float, ceiling: float = float("inf")) -> None:
         """Begin to send ``n_bytes``; ``at`` (seconds) must not lie before the last event."""
-        self._flows[transfer] = _Flow(path=path, ceiling=ceiling, left=n_bytes, since=at)
-        alone = True
+        i = self._lane_of.setdefault((path, ceiling), len(self._lanes))
+        if i == len(self._lanes):
+            self._lanes.append(_Lane(path=path, ceiling=ceiling))
+        lane = self._lanes[i]
         for link, share in path:
-            alone = alone and not self._on[link]
-            self._on[link][transfer] = share
+            self._on[link][i] = share
             self.carried[link] += n_bytes * share
-        if alone:
-            self._retime(transfer, self._most(transfer), at)
-        else:
-            self._share(path, at)
+        self._advance(lane, at)
+        if not lane.n:
+            lane.sent, lane.goals = 0.0, []
+        lane.n += 1
+        heappush(lane.goals, (lane.sent + n_bytes, transfer))
+        self._flows[transfer] = i
+        self._share(path, at, i)
 
     def next_end(self) -> tuple[float, int]:
         """(time, transfer) of the one that ends first at the present rates; (inf, -1) when none runs. Ties go to the lowest id."""
         while self._ends:
-            at, transfer, version = self._ends[0]
-            flow = self._flows.get(transfer)
-            if flow is not None and flow.version == version:
+            at, transfer, i, version = self._ends[0]
+            if self._lanes[i].version == version:
                 return at, transfer
             heappop(self._ends)
         return float("inf"), -1
 
     def end(self, transfer: int, at: float) -> None:
         """Take a finished transfer off its links."""
-        path = self._flows.pop(transfer).path
-        for link, _ in path:
-            del self._on[link][transfer]
-        self._share(path, at)
+        i = self._flows.pop(transfer)
+        lane = self._lanes[i]
+        self._advance(lane, at)
+        lane.n -= 1
+        lane.version += 1
+        while lane.goals and lane.goals[0][1] not in self._flows:
+            heappop(lane.goals)
+        if not lane.n:
+            lane.rate = 0.0
+            for link, _ in lane.path:
+                del self._on[link][i]
+        self._share(lane.path, at, i)
 
     def rate(self, transfer: int) -> float:
         """Bytes a second at which a transfer runs now."""
-        return self._flows[transfer].rate
+        return self._lanes[self._flows[transfer]].rate
 
-    def _share(self, path: Path, at: float) -> None:
-        """Rates anew for every transfer joined to ``path`` by shared links."""
-        flows, on = self._flows, self._on
+    def _advance(self, lane: _Lane, at: float) -> None:
+        lane.sent += (at - lane.since) * lane.rate
+        lane.since = at
+
+    def _share(self, path: Path, at: float, changed: int) -> None:
+        """Rates anew for every lane joined to ``path`` by shared links; lane ``changed`` is re-timed in any case."""
+        lanes, on = self._lanes, self._on
         links = dict.fromkeys(link for link, _ in path)
         touched: dict[int, None] = {}
         todo = list(links)
         while todo:
-            for transfer in on[todo.pop()]:
-                if transfer not in touched:
-                    touched[transfer] = None
-                    for link, _ in flows[transfer].path:
+            for i in on[todo.pop()]:
+                if i not in touched:
+                    touched[i] = None
+                    for link, _ in lanes[i].path:
                         if link not in links:
                             links[link] = None
                             todo.append(link)
-        if not touched:
-            return
-        rates = self._fill(touched, links) if len(touched) > 1 else {transfer: self._most(transfer) for transfer in touched}
-        for transfer, rate in rates.items():
-            if rate != flows[transfer].rate:
-                self._retime(transfer, rate, at)
+        for i, rate in (self._fill(touched, links) if len(touched) > 1 else {i: self._alone(i) for i in touched}).items():
+            lane = lanes[i]
+            if rate != lane.rate or i == changed:
+                self._advance(lane, at)
+                lane.rate = rate
+                lane.version += 1
+                goal, transfer = lane.goals[0]
+                heappush(self._ends, (at + max(goal - lane.sent, 0.0) / rate, transfer, i, lane.version))
 
-    def _retime(self, transfer: int, rate: float, at: float) -> None:
-        flow = self._flows[transfer]
-        flow.left = max(flow.left - (at - flow.since) * flow.rate, 0.0)
-        flow.since, flow.rate = at, rate
-        flow.version += 1
-        heappush(self._ends, (at + flow.left / rate, transfer, flow.version))
-
-    def _most(self, transfer: int) -> float:
-        """Rate of a transfer that has its links to itself."""
-        flow = self._flows[transfer]
-        return min([flow.ceiling, *[self.bytes_per_s[link] / share for link, share in flow.path]])
+    def _alone(self, i: int) -> float:
+        """Rate of the transfers of a lane that has its links to itself."""
+        lane = self._lanes[i]
+        return min([lane.ceiling, *[self.bytes_per_s[link] / (share * lane.n) for link, share in lane.path]])
 
     def _fill(self, touched: dict[int, None], links: dict[int, None]) -> dict[int, float]:
-        """Progressive filling over one group of joined transfers."""
-        flows, on = self._flows, self._on
+        """Progressive filling over one group of joined lanes: the rate of each one's transfers."""
+        lanes, on = self._lanes, self._on
         room = {link: self.bytes_per_s[link] for link in links if on[link]}
-        rising = {link: sum(on[link].values()) for link in room}
-        ceilings = sorted((flows[t].ceiling, t) for t in touched)
+        rising = {link: sum(share * lanes[i].n for i, share in on[link].items()) for link in room}
+        ceilings = sorted((lanes[i].ceiling, i) for i in touched)
         found: dict[int, float] = {}
         low = 0
         while len(found) < len(touched):
@@ -127,12 +144,12 @@ class FairLinks:
             if low < len(ceilings) and ceilings[low][0] <= level:
                 level, stop = ceilings[low][0], [ceilings[low][1]]
             else:
-                stop = [t for t in on[tightest] if t not in found]
-            for transfer in stop:
-                found[transfer] = level
-                for link, share in flows[transfer].path:
-                    room[link] = max(room[link] - level * share, 0.0)
-                    rising[link] -= share
-            if tightest >= 0 and stop and all(t in found for t in on[tightest]):
+                stop = [i for i in on[tightest] if i not in found]
+            for i in stop:
+                found[i] = level
+                for link, share in lanes[i].path:
+                    room[link] = max(room[link] - level * share * lanes[i].n, 0.0)
+                    rising[link] -= share * lanes[i].n
+            if tightest >= 0 and stop and all(i in found for i in on[tightest]):
                 rising[tightest] = 0.0
         return found
