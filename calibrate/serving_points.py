@@ -12,6 +12,7 @@ from typing import Any
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
+from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
 from .serving_formats import Unusable, cache_format, dtype_named, formats
 from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated
 from .tables import read_frame
@@ -45,7 +46,10 @@ METRICS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServePoint:
-    """One measured setting. ``concurrency = 0``: every request is queued at once. ``recipe`` is how its suite launched the engine."""
+    """One measured setting. ``concurrency = 0``: every request is queued at once. ``recipe`` is how its suite launched the engine.
+
+    With ``split`` prefill has workers of its own, and ``plan`` and ``recipe`` are the decode workers'.
+    """
 
     id: str
     source: str
@@ -59,6 +63,7 @@ class ServePoint:
     static_batch: bool
     recipe: Recipe
     measured: Mapping[str, float]
+    split: Split | None = None
 
     def engine_of(self, engine: ServingEngine) -> ServingEngine:
         """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph."""
@@ -83,10 +88,12 @@ def read_points(path: Path) -> tuple[list[ServePoint], list[dict[str, str]]]:
     if not aic:
         read_frame(path, TRUTH_COLUMNS)
     points, skipped = [], []
-    for number, row in enumerate(frame.to_dict("records")):
+    rows = frame.to_dict("records")
+    twins = same_runs(rows) if aic else {}
+    for number, row in enumerate(rows):
         name = f"{path.stem}-{number}" if aic else str(row["id"])
         try:
-            points.append(_aic_point(name, row) if aic else _truth_point(name, row))
+            points.append(_aic_point(name, row, twins) if aic else _truth_point(name, row))
         except (Unusable, BadInput, ValueError) as error:
             skipped.append({"id": name, "why": str(error)})
     return points, skipped
@@ -139,10 +146,10 @@ OLD_RELEASES = {"vllm": (((0, 7), "vllm-0.6"), ((0, 14), "vllm-0.12")), "trtllm"
 """Engine -> (first release not covered, profile), oldest first."""
 
 
-def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
-    if row["mode"] != "agg":
-        raise Unusable("disaggregated rows lack worker counts")
+def _aic_point(name: str, row: Mapping[str, Any], twins: Mapping[tuple[float, float], Mapping[str, Any]]) -> ServePoint:
     model = model_name(str(row["model"]))
+    if row["mode"] != "agg":
+        return _split_aic_point(name, row, model, twins.get((row["ttft_ms"], row["tpot_ms"]), row))
     moe = registry.model(model).n_experts > 0
     tp, dp, ep = _layout(row, moe)
     if not _int(row, "concurrency"):
@@ -172,6 +179,42 @@ def _aic_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         static_batch=False,
         recipe=recipe,
         measured={"ttft_s": float(row["ttft_ms"]) / 1e3, "tpot_s": float(row["tpot_ms"]) / 1e3},
+    )
+
+
+def _split_aic_point(name: str, row: Mapping[str, Any], model: str, twin: Mapping[str, Any]) -> ServePoint:
+    """A disaggregated row; without worker counts it is read as its ``twin``, a row of the same run that has them."""
+    asked = aic_asked(row, model, twin)
+    measured = {"ttft_s": float(row["ttft_ms"]) / 1e3, "tpot_s": float(row["tpot_ms"]) / 1e3}
+    weights = dtype_named(row.get("gemm_quant_mode"), row.get("precision"))
+    source = f"{row['framework']} {row['gpu']} {asked.model} disaggregated"
+    return _split_point(name, source, asked, row, row.get("framework_version"), weights, measured)
+
+
+def _split_point(
+    name: str, source: str, asked: Asked, row: Mapping[str, Any], version: Any, weights: str, measured: dict[str, float]
+) -> ServePoint:
+    """The point of a disaggregated run. Versions of TensorRT-LLM rows are Dynamo's, whose engine is the latest."""
+    one = launched(asked)
+    family = FRAMEWORKS[asked.engine]
+    engine = engine_profile(family, None if family == "trtllm" else version)
+    moe = registry.model(asked.model).n_experts > 0
+    dtype, experts = formats(asked.model, str(row["model"]), weights, weights if moe else "")
+    plan, recipe, split = pools(one, asked.clients, engine, dtype, experts, cache_format(dtype, engine))
+    return ServePoint(
+        id=name,
+        source=source,
+        model=asked.model,
+        gpu=asked.gpu,
+        n_gpus=one.n_gpus,
+        plan=plan,
+        isl=asked.isl,
+        osl=asked.osl,
+        concurrency=asked.clients,
+        static_batch=False,
+        recipe=recipe,
+        measured=measured,
+        split=split,
     )
 
 
@@ -252,7 +295,11 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     if not metric:
         raise Unusable(f"metric {row['metric']} is not a serving metric that is predicted")
     if str(row.get("disagg")).lower() == "true" or _int(row, "prefill_gpus"):
-        raise Unusable("disaggregated rows do not say how many workers there were")
+        engine = FRAMEWORKS.get(str(row["framework"]).lower(), "")
+        asked = truth_asked(row, model_name(str(row["model"])), engine)
+        measured = {metric: float(row["value"]) * factor}
+        group = f"{row['source']}, disaggregated"
+        return _split_point(name, group, asked, row, row.get("version"), dtype_named(row.get("precision")), measured)
     if row.get("spec_decode") == "mtp":
         raise Unusable("speculative decoding with an unpublished acceptance rate")
     source = str(row["source"])

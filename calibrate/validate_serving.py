@@ -58,6 +58,7 @@ def validate_serving(path: Path, watched: Callable[[Sequence[ServePoint]], Itera
                 "error_frac": found[metric] / published - 1,
                 "fitted": is_fit_row(point),
                 "moe": registry.model(point.model).n_experts > 0,
+                "disaggregated": point.split is not None,
             }
             for metric, published in point.measured.items()
             if metric in found and 0 < published < math.inf
@@ -66,11 +67,15 @@ def validate_serving(path: Path, watched: Callable[[Sequence[ServePoint]], Itera
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """``{source: {metric: {n, mape, median_ape, bias}}}`` of the rows not fitted on, and the same for all dense and all MoE rows."""
+    """``{source: {metric: {n, mape, median_ape, bias}}}`` of the rows not fitted on, and the same for all dense and all MoE rows.
+
+    Disaggregated rows are a group of their own, and in none of these.
+    """
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if not row["fitted"]:
-            for group in (row["source"], "all MoE" if row["moe"] else "all dense", "all"):
+            kinds = ("all disaggregated",) if row["disaggregated"] else ("all MoE" if row["moe"] else "all dense", "all")
+            for group in (row["source"], *kinds):
                 groups.setdefault(group, {}).setdefault(row["metric"], []).append(row["error_frac"])
     return {group: {metric: _errors(np.array(found)) for metric, found in sorted(by.items())} for group, by in sorted(groups.items())}
 

@@ -99,7 +99,7 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array)
     formats = _measured_experts(plan, system)
     if formats:
         split = plan.tp * plan.dp / ep
-        apart = ep > 1 and plan.tp * plan.dp > GATHER_RANKS
+        apart = ep > 1 and (plan.all_to_all or plan.tp * plan.dp > GATHER_RANKS)
         routing = "balanced" if apart or plan.expert_skew or plan.redundant_experts else ROUTING
 
         def even_s(tokens: Array, top_k: int = model.top_k, n_experts: int = model.n_experts, over: int = ep) -> Array:
@@ -189,7 +189,7 @@ def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array
     if not moe or plan.dp == 1:
         return 2 * total
     n = plan.tp * plan.dp
-    if n <= min(system.cluster.gpus_per_node, GATHER_RANKS):
+    if n <= min(system.cluster.gpus_per_node, GATHER_RANKS) and not plan.all_to_all:
         return total + net.all_gather_s(t * plan.dp * row, n, 1) + net.reduce_scatter_s(t * plan.dp * row, n, 1)
     sent = t / plan.tp * model.top_k * model.hidden
     if n <= system.cluster.gpus_per_node:

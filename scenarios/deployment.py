@@ -15,7 +15,8 @@ class Deployment:
 
     Without ``n_prefill`` every replica does both. ``prefill_sm_frac`` > 0 instead splits the SMs of every replica's GPUs between a
     prefill and a decode engine that share weights and KV (semi-PD). ``overlap_frac`` of a KV transfer hides behind the prompt's own
-    computation (layer-wise sending); ``nic_per_gpu`` false makes all GPUs of a node share one adapter's bandwidth. Raises BadInput.
+    computation (layer-wise sending); ``nic_per_gpu`` false makes all GPUs of a node share one adapter's bandwidth. With
+    ``decode_answers`` the first token reaches the client from the decode replica, after the KV. Raises BadInput.
     """
 
     plan: EnginePlan
@@ -25,6 +26,7 @@ class Deployment:
     router: str = "round-robin"
     prefill_sm_frac: float = 0.0
     overlap_frac: float = 0.0
+    decode_answers: bool = False
     nic_per_gpu: bool = True
     autoscale: Autoscale | None = None
 

@@ -144,8 +144,8 @@ class EnginePlan:
     ``cp`` ranks share every prompt's tokens and hold the KV cache in equal parts. ``expert_skew`` is the Zipf exponent of how often
     experts are chosen, ``redundant_experts`` the extra copies that even their load out (EPLB). ``kv_tiers`` catch prompt blocks that leave
     HBM, fastest first; ``attention_ffn`` puts the FFN on GPUs besides these, which then hold attention alone.
-    ``state_dtype`` is the format of recurrent
-    states (fp32 or bf16). ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
+    ``state_dtype`` is the format of recurrent states (fp32 or bf16). ``all_to_all``: tokens go to their experts one by one even where the
+    ranks are few enough to gather them (DeepEP). ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
     """
 
     tp: int = 1
@@ -167,6 +167,7 @@ class EnginePlan:
     cp: int = 1
     expert_skew: float = 0.0
     redundant_experts: int = 0
+    all_to_all: bool = False
     speculation: Speculation | None = None
     kv_tiers: tuple[KvTier, ...] = ()
     attention_ffn: AttentionFfnSplit | None = None

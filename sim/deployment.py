@@ -86,9 +86,9 @@ def _play(
         fleet = Fleet(requests, first + last)
         placement = _placement(deployment, system)
         router = Router(deployment.router, [[replica] for replica in first], work, seed)
-        kind, overlap = pools[1].kind, deployment.overlap_frac
-        n_bytes = kind.kv_bytes_per_token
-        sink = Disaggregated(fleet, len(first), router, placement, n_bytes, state_bytes=kind.state_bytes, overlap_frac=overlap)
+        kind, overlap, late = pools[1].kind, deployment.overlap_frac, deployment.decode_answers
+        n_bytes, state = kind.kv_bytes_per_token, kind.state_bytes
+        sink = Disaggregated(fleet, len(first), router, placement, n_bytes, state_bytes=state, overlap_frac=overlap, decode_answers=late)
         play(fleet, sink, clients, delay_ps, seed)
         return placement.links, None
     if deployment.prefill_sm_frac:

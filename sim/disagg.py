@@ -33,7 +33,8 @@ class Disaggregated:
     has free blocks for it and a seat (of those the one with fewest requests, those on their way counted): its blocks are reserved, the
     bytes cross the links, the prefill replica's KV is let go, and ``latency`` later the request decodes with all but its last token cached.
     Without room anywhere KV waits on the prefill side, fills its pool and in the end stops it. ``overlap_frac`` of the bytes is sent
-    while the prompt's last step runs, if there is room by then. A request that could never decode is rejected at the door.
+    while the prompt's last step runs, if there is room by then. Where ``decode_answers`` is set the client hears nothing before the decode
+    replica's first token. A request that could never decode is rejected at the door.
     Raises BadInput when either pool is empty, or ``overlap_frac`` is not from 0 to below 1.
     """
 
@@ -47,6 +48,7 @@ class Disaggregated:
         *,
         state_bytes: float = 0.0,
         overlap_frac: float = 0.0,
+        decode_answers: bool = False,
     ) -> None:
         if not 0 < n_prefill < len(fleet.replicas):
             raise BadInput(f"disaggregation needs prefill and decode replicas; got {n_prefill} and {len(fleet.replicas) - n_prefill}")
@@ -54,6 +56,7 @@ class Disaggregated:
             raise BadInput(f"overlap_frac={overlap_frac} must be from 0 to below 1")
         self.fleet, self.n_prefill, self.router, self.placement = fleet, n_prefill, router, placement
         self.kv_bytes_per_token, self.state_bytes, self.overlap_frac = kv_bytes_per_token, state_bytes, overlap_frac
+        self.decode_answers = decode_answers
         self.needs_state = router.name not in STATELESS
         self.answered: Callable[[int], None] | None = None
         self.answers = hide_answers(fleet.requests)
@@ -190,6 +193,8 @@ class Disaggregated:
         self._let_go(move.sender, q)
         arrives = self.fleet.now + round(self.placement.route(move.sender, move.receiver)[2] * PS)
         hand_over(self.fleet.requests, q, self.answers[q], arrives)
+        if self.decode_answers:
+            self.fleet.requests.first[q] = -1
         self.coming[move.receiver] -= 1
         self.fleet.replicas[move.receiver].take_over(q, arrives)
         self.fleet.wake(move.receiver)

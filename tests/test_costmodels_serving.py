@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from roofplan.costmodels.params import count_params
 from roofplan.costmodels.serving import Reach, launched_kernels, step_times
+from roofplan.costmodels.serving_attention import decode_attention_s
 from roofplan.costmodels.serving_memory import kv_bytes_per_token, serve_memory, weights_bytes
-from roofplan.costmodels.serving_ops import gemm_s, moe_s, own_experts_s, serve_system, tp_all_reduce_s
+from roofplan.costmodels.serving_ops import gemm_s, messages_s, moe_s, own_experts_s, serve_system, tp_all_reduce_s
 from roofplan.costmodels.step_times import PS
 from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadInput
@@ -197,3 +198,42 @@ def test_memory_share_of_what_is_free():
 def test_engines_start_with_larger_steps_on_larger_cards(engine, gpu, limits):
     card = registry.accelerator(gpu)
     assert serving_engine(engine).limits_on(card.name, card.hbm_bytes) == limits
+
+
+def test_latents_of_8_bits_cost_no_more_than_of_16_and_no_less_than_their_bytes():
+    """Hopper's measured 8-bit kernel takes four times its 16-bit one; on Blackwell the 8-bit one is the faster and stays."""
+    model, n, kv = registry.model("deepseek-v3"), np.array([32.0, 256.0]), 8192
+    for gpu in ("h200", "b200"):
+        system = serve_system(registry.cluster(gpu, 8), serving_engine("trtllm"))
+        narrow, wide = (decode_attention_s(model, EnginePlan(dp=8, ep=8, kv_dtype=kv_dtype), system, n, kv) for kv_dtype in ("fp8", "bf16"))
+        assert np.all(narrow <= wide)
+        assert np.all(narrow >= n / 8 * kv * 576 * 61 / system.accelerator.hbm_bytes_per_s)
+    assert np.all(narrow < wide)
+
+
+@pytest.mark.parametrize("ranks", [8, 16, 32, 64])
+def test_wide_expert_parallelism_stays_over_its_floors(ranks):
+    """Experts of a rank that sees its own rows: their FLOPs, their weights once all are touched; messages: a row to each of 8 experts."""
+    model, system = registry.model("deepseek-v3"), serve_system(registry.cluster("gb200", 72), serving_engine("sglang"))
+    plan = EnginePlan(dp=ranks, ep=ranks, weight_dtype="fp8_block", redundant_experts=ranks, all_to_all=True)
+    t = np.array([256.0, 2048.0]) * ranks
+    price = moe_s(model, plan, system, t)
+    gpu = system.accelerator
+    flops = 6 * t * 8 / ranks * 7168 * 2048 / gpu.peak_flops_per_s("fp8")
+    weights = 3 * (256 / ranks) * 7168 * 2048 / gpu.hbm_bytes_per_s
+    assert np.all(price >= np.maximum(flops, weights))
+    sent = t / ranks * 8 * 7168 * 3 * (ranks - 1) / ranks / system.network.intra.bytes_per_s
+    assert np.all(messages_s(model, plan, system, t / ranks, True) >= sent)
+
+
+def test_all_to_all_may_be_asked_for_where_ranks_would_gather():
+    """Eight ranks gather unless told otherwise; more never do."""
+    model, system = registry.model("deepseek-v3"), serve_system(registry.cluster("gb200", 72), serving_engine("sglang"))
+    t = np.array([65536.0])
+    for ranks, differ in ((8, True), (16, False)):
+        plan = EnginePlan(dp=ranks, ep=ranks, weight_dtype="fp8_block")
+        asked = replace(plan, all_to_all=True)
+        gathered, own = (moe_s(model, p, system, t)[0] for p in (plan, asked))
+        messages = [messages_s(model, p, system, t / ranks, True)[0] for p in (plan, asked)]
+        assert bool(gathered > 1.5 * own) is differ
+        assert bool(messages[0] != messages[1]) is differ

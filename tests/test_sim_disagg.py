@@ -67,6 +67,22 @@ def test_recurrent_states_move_with_the_kv():
     assert hybrid.finish[0] - plain.finish[0] == pytest.approx(25_000_000, abs=2)
 
 
+def test_where_the_decode_replica_answers_the_first_token_comes_after_the_kv():
+    """Nothing else changes: the answer ends when it would, and its first token is the one of the decode replica's first step."""
+    found = []
+    for late in (False, True):
+        requests = Requests(workload([(0, 40, 5, 0)]))
+        fleet = Fleet(requests, replicas(requests, 1) + replicas(requests, 1))
+        front = Router("round-robin", [[fleet.replicas[0]]], workload([(0, 40, 5, 0)]), 0)
+        play(fleet, Disaggregated(fleet, 1, front, placement(1, 1), 1000.0, decode_answers=late), None, 0, 0)
+        found.append((requests.first[0], requests.finish[0]))
+    (early, end), (late_first, same_end) = found
+    t = toy_times()
+    assert end == same_end
+    assert late_first == same_end - sum(t.step_ps(1, 41 + j, []) for j in (1, 2, 3))
+    assert late_first - early == pytest.approx(41_000_000 + t.step_ps(0, 0, [(1, 40)]), abs=2)
+
+
 ROWS = st.lists(st.tuples(st.integers(0, 120), st.integers(1, 90), st.integers(1, 40), st.just(0)), min_size=1, max_size=25)
 
 
