@@ -22,22 +22,24 @@ GRIDS = {
     "step_cpu_s": np.arange(0, 60) * 5e-4,
     "sequence_cpu_s": np.arange(0, 60) * 1e-5,
     "kernel_frac": np.arange(0.8, 1.6, 0.02),
+    "prefill_attention_frac": np.arange(1.0, 8.0, 0.25),
 }
 """Values tried: coarsely, then all within two steps of the best, until that stays best."""
-COARSE = (8, 6, 10, 4)
+COARSE = (8, 10, 12, 5, 5)
 CUT = 0.5
-LONGEST_PROMPT = 2048
-"""Prompts of one step: longer ones took the engine several, which the table does not say."""
+LONGEST_PROMPT = 4096
+"""The model's own length; the table's longer prompts are beyond it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """One measured time (s): of a prompt alone (``n`` 0) or of a decode step of ``n``; what scales with the kernels, and the rest."""
+    """One measured time (s): of a prompt alone (``n`` 0) or a decode step of ``n``; its linear kernels, a prompt's attention, the rest."""
 
     tp: int
     n: int
     measured_s: float
     linear_s: float
+    attention_s: float
     rest_s: float
 
 
@@ -46,7 +48,7 @@ def timed_rows(path: Path, model_name: str, hardware: str, engine: ServingEngine
 
     A decode step of ``n`` sequences reads the prompt and half of the answer each. Raises BadInput when there is no row.
     """
-    bare = replace(engine, graph_tokens=(), launch_s=0.0, step_cpu_s=0.0, sequence_cpu_s=0.0, kernel_frac=1.0)
+    bare = replace(engine, graph_tokens=(), launch_s=0.0, step_cpu_s=0.0, sequence_cpu_s=0.0, kernel_frac=1.0, prefill_attention_frac=1.0)
     found: dict[tuple[int, int, int, int], list[tuple[float, float]]] = defaultdict(list)
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -64,15 +66,18 @@ def timed_rows(path: Path, model_name: str, hardware: str, engine: ServingEngine
             parts[tp] = step_parts(model, EnginePlan(tp=tp, kv_dtype="fp16"), serve_system(cluster, bare), reach)
         p, (prompt_ms, token_ms) = parts[tp], np.median(np.array(times), axis=0)
         rest = p.fixed[n] + p.slope[n] * n * (prompt + answer / 2) + p.head[n]
-        out.append(Timed(tp=tp, n=n, measured_s=token_ms / 1e3, linear_s=float(p.linear[n]), rest_s=float(rest)))
+        out.append(Timed(tp=tp, n=n, measured_s=token_ms / 1e3, linear_s=p.linear[n], attention_s=0.0, rest_s=rest))
         if n == 1:
-            rest = p.prefill[prompt] + p.fixed[0] + p.head[0]
-            out.append(Timed(tp=tp, n=0, measured_s=prompt_ms / 1e3, linear_s=float(p.linear[prompt]), rest_s=float(rest)))
+            linear, attention, rest = p.linear[prompt], p.prefill[prompt], p.fixed[0] + p.head[0]
+            out.append(Timed(tp=tp, n=0, measured_s=prompt_ms / 1e3, linear_s=linear, attention_s=attention, rest_s=rest))
     return out
 
 
 def fit_early(rows: Sequence[Timed], n_kernels: int) -> tuple[dict[str, float], float]:
-    """(constants, mean |log error|) of ``max(kernel_frac·linear, launch·n_kernels) + rest + step_cpu + sequence_cpu·n``."""
+    """(constants, mean |log error|) of steps that take, beside their rest,
+
+    ``max(kernel_frac·linear, launch·n_kernels) + prefill_attention_frac·attention + step_cpu + sequence_cpu·n``.
+    """
     grids, names = list(GRIDS.values()), list(GRIDS)
 
     def score(place: tuple[int, ...]) -> float:
@@ -89,10 +94,10 @@ def fit_early(rows: Sequence[Timed], n_kernels: int) -> tuple[dict[str, float], 
 
 def error(rows: Sequence[Timed], n_kernels: int, constants: dict[str, float]) -> float:
     """Mean |log(priced/measured)|, each cut."""
-    linear, rest, n, measured = (np.array([getattr(row, name) for row in rows]) for name in ("linear_s", "rest_s", "n", "measured_s"))
-    floor = constants["launch_s"] * n_kernels
+    n, measured, linear, attention, rest = np.array([(r.n, r.measured_s, r.linear_s, r.attention_s, r.rest_s) for r in rows]).T
     host = constants["step_cpu_s"] + constants["sequence_cpu_s"] * n
-    priced: Floats64 = np.maximum(linear * constants["kernel_frac"], floor) + rest + host
+    kernels = np.maximum(linear * constants["kernel_frac"], constants["launch_s"] * n_kernels)
+    priced: Floats64 = kernels + constants["prefill_attention_frac"] * attention + rest + host
     return float(np.mean(np.minimum(np.abs(np.log(priced / measured)), CUT)))
 
 

@@ -109,8 +109,9 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     chunks = _grid(reach.chunk)
     per_rank = np.ceil(chunks / plan.pp)
     before = (chunks - per_rank) / 2  # of a chunk cut into pp pieces an average one has half the others before it
-    start = prefill_attention_s(model, plan, system, per_rank, before)
-    after = prefill_attention_s(model, plan, system, per_rank, before + reach.past_tokens)
+    slow = engine.prefill_attention_frac
+    start = slow * prefill_attention_s(model, plan, system, per_rank, before)
+    after = slow * prefill_attention_s(model, plan, system, per_rank, before + reach.past_tokens)
     every = np.arange(reach.chunk + 1)
     prefill = np.interp(every, chunks, start)
     prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past_tokens)

@@ -76,8 +76,9 @@ class ServingEngine:
     launches ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
     ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with
     ``memory_frac_of_free``: the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's
-    kernel time over that of the measured kernels. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``, start
-    with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on
+    kernel time over that of the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention. Cards with at least
+    ``large_hbm_bytes``, but for those named in ``small_cards``, start with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all
+    others). ``*_error_frac`` are the median errors of predictions on
     published serving points that no constant was fitted on. ``fused_quantisation``: norms and activations write 8 and 4 bits
     themselves. ``limits_of_all_ranks``: its flags for tokens and sequences are shared out over the attention data parallel ranks (else each
     rank has them). ``overlapped``: the host plans a step while the one before runs, so it sees what arrives one step later (measured
@@ -99,6 +100,7 @@ class ServingEngine:
     graph_tokens: tuple[int, ...] = ()
     kernels_per_layer: int = 12
     kernel_frac: float = 1.0
+    prefill_attention_frac: float = 1.0
     frontend_cpu_s: float = 0.0
     large_hbm_bytes: float = 0.0
     large_token_budget: int = 0

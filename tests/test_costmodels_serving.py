@@ -237,3 +237,14 @@ def test_all_to_all_may_be_asked_for_where_ranks_would_gather():
         messages = [messages_s(model, p, system, t / ranks, True)[0] for p in (plan, asked)]
         assert bool(gathered > 1.5 * own) is differ
         assert bool(messages[0] != messages[1]) is differ
+
+
+def test_an_engines_own_attention_kernel_slows_prompts_alone():
+    """``prefill_attention_frac`` multiplies a prompt's attention, at any past; linears and decodes stay."""
+    model, plan, system = registry.model("llama3.1-8b"), EnginePlan(), system_of("h100-sxm")
+    own = step_times(model, plan, system, REACH)
+    slow = replace(system, engine=replace(system.engine, prefill_attention_frac=3.0))
+    theirs = step_times(model, plan, slow, REACH)
+    assert theirs.prefill[1500] == pytest.approx(3 * own.prefill[1500], rel=1e-9)
+    assert theirs.prefill_slope[1500] == pytest.approx(3 * own.prefill_slope[1500], rel=1e-6)
+    assert (theirs.linear, theirs.decode, theirs.decode_slope) == (own.linear, own.decode, own.decode_slope)
