@@ -25,8 +25,10 @@ LOWEST_FRAC = 0.01
 """A candidate that carries less than this part of its bound keeps no promise worth having."""
 WARM_FRAC = 0.25
 """The first requests fill an empty system and are not judged."""
-MIN_REQUESTS, MAX_REQUESTS = 300, 1600
+MIN_REQUESTS, MAX_REQUESTS = 300, 6000
 LIFETIMES, LOADED = 5.0, 6.0
+FILLS = 3.0
+"""A queue only grows once seats or KV are full: a run that fills them three times shows it."""
 """Requests of a run: this many times those under way, taken as staying six times as long as on an idle replica."""
 FIRST_JUMP, LIKELY_FRAC = 4, 0.8
 """First step of the search in rate (in powers of RATE_STEP), and where in a bound it starts without a hint."""
@@ -156,9 +158,16 @@ class Player:
             return cluster.with_gpus(candidate.n_gpus)
         return cluster
 
+    def _held(self, candidate: Candidate, rate_per_s: float) -> float:
+        """Requests that can be under way at once: by seats, by KV room, and by the promises that those who stay longer break."""
+        ask, model = self.ask, candidate.serve.model
+        room = model.limits.blocks * model.limits.block_tokens / (ask.prompt_tokens + ask.output_tokens)
+        stay_s = min(ask.slo.ttft_s + ask.output_tokens * ask.slo.tpot_s, ask.slo.e2e_s)
+        return min(candidate.n_decode * min(model.limits.max_seqs, room), rate_per_s * stay_s)
+
     def n_requests(self, candidate: Candidate, rate_per_s: float) -> int:
         """A few times as many as are under way at this rate, so that the system is full; fewer where prompts take many steps."""
-        wanted = LIFETIMES * rate_per_s * LOADED * candidate.e2e_s
+        wanted = max(LIFETIMES * rate_per_s * LOADED * candidate.e2e_s, FILLS * self._held(candidate, rate_per_s))
         chunks = self.ask.prompt_tokens / (candidate.prefill or candidate.serve).plan.token_budget
         most = min(MAX_REQUESTS, max(40, int(MAX_CHUNKS / max(chunks, 1))))
         return int(min(max(wanted, MIN_REQUESTS), most))

@@ -11,7 +11,8 @@ from roofplan.planner.serve_play import Player
 from roofplan.planner.serve_search import plan_serving
 from roofplan.scenarios import registry
 from roofplan.scenarios.serving_parts import Speculation
-from roofplan.sim.serving_metrics import Slo
+from roofplan.sim.deployment import simulate_deployment
+from roofplan.sim.serving_metrics import Slo, saturation
 from serve_asks import ask, trace
 
 
@@ -72,6 +73,18 @@ def test_a_mix_that_gains_too_little_to_be_shown_is_told_and_counts_in_the_gap()
     assert len(told) == 1
     assert carried < float(told[0].split(": ")[1].split()[0]) <= 1.05 * carried
     assert "a mix of layouts is shown where it gains over 5%" in told[0]
+
+
+def test_without_promises_no_more_is_promised_than_a_long_run_carries():
+    """A run too short to fill the KV pool hid an overload: 17.7 requests/s were promised of one H200 that serves 15.6."""
+    question = ask(n_gpus=1, slo=Slo())
+    decision = plan_serving(question)
+    winner = decision.choices[0]
+    part = winner.parts[0]
+    n = 8000
+    work = question.at_rate(question.requests(n), 0.9 * winner.goodput_per_s)
+    result = simulate_deployment(question.model, question.cluster.with_gpus(1), part.deployment, work)
+    assert not saturation(result)["saturated"]
 
 
 def test_more_gpus_and_looser_promises_never_carry_less():
