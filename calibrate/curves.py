@@ -17,18 +17,9 @@ from ..costmodels.attention_curve import (
     prefill_coordinates,
     prefill_trend_s,
 )
-from ..costmodels.collective_curve import (
-    Dispatch,
-    collective_coordinates,
-    collective_trend_s,
-    dispatch_coordinates,
-    dispatch_element_bytes,
-    dispatch_trend_s,
-    wire_bytes,
-)
 from ..costmodels.gemm_curve import gemm_floor_s, gemm_trend_s
 from ..costmodels.moe_curve import moe_coordinates, moe_floor_s, moe_own_coordinates, moe_shape, moe_trend_s, moe_work
-from ..scenarios.hardware import Accelerator, Link
+from ..scenarios.hardware import Accelerator
 from .tables import Columns
 
 COARSE_UNIT, FINE_UNIT = 0.014, 0.008
@@ -77,7 +68,6 @@ PREFILL_STRENGTHS = (0.02, 0.02, 0.02, 0.02)
 DECODE_STRENGTHS = (0.003, 0.003, 0.003, 0.1)
 MLA_STRENGTHS = (0.02, 0.02, 0.02, 0.02)
 MOE_STRENGTHS, MOE_OWN_STRENGTHS = (0.1, 0.1, 0.1, 0.1), (0.005, 0.01, 0.005, 0.0)
-DISPATCH_STRENGTHS, DISPATCH_BENDS = (0.3, 0.03, 0.03), (0.3, 0.0, 0.0)
 """Stiffness of each axis of a correction. Heads of one group share their cache, so decode hardly depends on the group."""
 
 GEMM = {
@@ -108,9 +98,7 @@ MOE = {
     "skew_2": 0.3,
     "spread": 0.7,
 }
-COLLECTIVE = {"launch_s": 5e-6, "hop_s": 2e-6, "link_frac": 0.7}
 STREAM = {"memory_frac": 0.85}
-DISPATCH = {"launch_s": 5e-5, "token_s": 1e-9, "link_frac": 0.4}
 
 
 def gemm(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> Bound:
@@ -203,57 +191,6 @@ def moe(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> B
         labels=tuple(map(str, labels)),
         own_coordinates=moe_own_coordinates(work, rows["tp_size"], number),
         own_strengths=MOE_OWN_STRENGTHS,
-    )
-
-
-def collective(key: str, op: str, rows: Columns, link: Link, source: str) -> Bound:
-    """A collective inside one node."""
-    size, ranks = rows["message_bytes"], rows["num_gpus"]
-
-    def trend(c: Mapping[str, float], at: Rows) -> Array:
-        return collective_trend_s(op, size[at], ranks[at], link.bytes_per_s, c)
-
-    return Bound(
-        key=key,
-        source=source,
-        seconds=rows["seconds"],
-        trend=trend,
-        coordinates=collective_coordinates(size, ranks),
-        floor_s=wire_bytes(op, size, ranks) / link.bytes_per_s,
-        start=COLLECTIVE,
-        strengths=(1e-4, 1e-4),
-        bends=(1e-3, 0.0),
-        shapes=number(ranks),
-        size=size,
-    )
-
-
-def dispatch(key: str, rows: Columns, link: Link, source: str) -> Bound:
-    """Dispatch or combine of expert parallelism inside one node; dispatched tokens travel as fp8, combined ones as bf16."""
-    work = Dispatch(
-        tokens=rows["num_tokens"],
-        hidden=rows["hidden_size"],
-        topk=rows["topk"],
-        ep=rows["ep_size"],
-        experts=rows["num_experts"],
-        element_bytes=dispatch_element_bytes(key.rpartition(".")[2]),
-    )
-
-    def trend(c: Mapping[str, float], at: Rows) -> Array:
-        return dispatch_trend_s(take(work, at), link.bytes_per_s, c)
-
-    return Bound(
-        key=key,
-        source=source,
-        seconds=rows["seconds"],
-        trend=trend,
-        coordinates=dispatch_coordinates(work),
-        floor_s=work.remote_bytes / link.bytes_per_s,
-        start=DISPATCH,
-        strengths=DISPATCH_STRENGTHS,
-        shapes=number(work.hidden, work.topk, work.experts),
-        size=work.tokens,
-        bends=DISPATCH_BENDS,
     )
 
 

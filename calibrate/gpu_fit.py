@@ -13,13 +13,16 @@ from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Accelerator
 from . import errors_model, published
 from .curves import Bound
-from .fit import Fitted, Table, fit_family, holdout, left_out
+from .fit import Fitted, Table, each_left_out, fit_family, holdout, left_out
 
 Say = Callable[[str], None]
 
 
 FOLDS, FOLDED_ROWS = 4, 1500
 """Families of few rows are left out this many times over, so that their errors rest on enough of them."""
+
+FEW_ROWS = 200
+"""Below this (messages) a quarter left out thins the grid itself, and errors come out too wide: rows are left out a tenth at a time."""
 
 Part = tuple[str, FamilyFit, Table]
 
@@ -52,8 +55,11 @@ def assemble(gpu: Accelerator, parts: Iterable[Part], sources: Mapping[str, str]
 def _error(bound: Bound, seed: int) -> errors_model.ErrorModel:
     """Errors on rows left out at random; on whole shapes left out where a kin's coefficients stand in for many shapes."""
     kind = "shapes" if bound.pull and len(np.unique(bound.shapes)) > 1 else "rows"
-    folds = FOLDS if len(bound.seconds) < FOLDED_ROWS or kind == "shapes" else 1
-    random, at = (np.concatenate(x) for x in zip(*(left_out(bound, kind, seed=seed + i) for i in range(folds)), strict=True))
+    if kind == "rows" and len(bound.seconds) < FEW_ROWS:
+        random, at = each_left_out(bound, seed)
+    else:
+        folds = FOLDS if len(bound.seconds) < FOLDED_ROWS or kind == "shapes" else 1
+        random, at = (np.concatenate(x) for x in zip(*(left_out(bound, kind, seed=seed + i) for i in range(folds)), strict=True))
     beyond, far = left_out(bound, "size", seed=seed)
     octaves = np.log2(bound.size[far] / bound.size[~holdout(bound, "size", 0.25, seed)].max()) if len(far) else np.zeros(0)
     return errors_model.learn(bound.seconds[at] * np.exp(random), random, beyond, octaves)

@@ -14,7 +14,7 @@ from ..scenarios import registry
 from ..scenarios.calibration import FamilyFit, borrowed
 from ..scenarios.errors import BadFile, BadInput, UnknownName
 from ..scenarios.hardware import Accelerator, Link
-from . import curves
+from . import curves, message_curves
 from .curves import Bound
 from .curves_mixed import mixed_attention
 from .foreign import FOREIGN, NOT_KERNELS
@@ -248,13 +248,15 @@ def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bou
         rows["skew"] = np.array([float(SKEWS[r]) for r in rows["routing"]])
         return curves.moe(key, rest.split(".")[0], rows, gpu, source)
     if kind == "moe_alltoall":
-        return curves.dispatch(key, rows, link, source)
+        return message_curves.dispatch(key, rows, link, source)
     if kind == "stream":
         return curves.stream(key, stream_bytes(rows), rows["seconds"], gpu, source)
     if key == "collective.p2p":
         rows["message_bytes"], rows["num_gpus"] = rows["bytes"], rows["num_workers"]
-    if kind in ("collective", "custom_allreduce"):
-        return curves.collective(key, rest.split(".")[0] if kind == "collective" else "all_reduce", rows, link, source)
+    if kind == "collective":
+        return message_curves.collective(key, rest.split(".")[0], rows, link, source)
+    if kind == "custom_allreduce":
+        return message_curves.custom_all_reduce(key, rows, gpu, link, source)
     raise BadInput(
         f"family {key!r} is of no known kind; legal: gemm, attention, mla, moe, moe_alltoall, collective, custom_allreduce, stream"
     )

@@ -67,18 +67,23 @@ def dispatch_element_bytes(phase: str) -> float:
     return 1.0 if phase == "dispatch" else 2.0
 
 
-def rising(table: Array) -> Array:
+def rising(table: Array, pieces: Array) -> Array:
     """Each column made non-decreasing: neighbours that fall are pooled to their median, so one slow measurement moves nothing else.
 
-    The isotonic regression of least absolute deviations, by pooling adjacent violators.
+    The isotonic regression of least absolute deviations, by pooling adjacent violators, in each run of equal ``pieces`` by itself.
     """
     out = np.empty_like(table)
     for column in range(table.shape[1]):
-        blocks: list[tuple[float, list[float]]] = []
-        for value in table[:, column]:
-            pool = [float(value)]
-            while blocks and blocks[-1][0] > median(pool):
-                pool = blocks.pop()[1] + pool
-            blocks.append((median(pool), pool))
-        out[:, column] = np.concatenate([np.full(len(pool), level) for level, pool in blocks])
+        cuts = np.nonzero(np.diff(pieces[:, column]))[0] + 1
+        out[:, column] = np.concatenate([_rising(part) for part in np.split(table[:, column], cuts)])
     return out
+
+
+def _rising(values: Array) -> Array:
+    blocks: list[tuple[float, list[float]]] = []
+    for value in values:
+        pool = [float(value)]
+        while blocks and blocks[-1][0] > median(pool):
+            pool = blocks.pop()[1] + pool
+        blocks.append((median(pool), pool))
+    return np.concatenate([np.full(len(pool), level) for level, pool in blocks])

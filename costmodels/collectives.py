@@ -19,6 +19,7 @@ from .collective_curve import (
     rising,
     wire_bytes,
 )
+from .custom_all_reduce import algorithm, custom_all_reduce_coordinates, custom_all_reduce_trend_s
 from .grid_curve import GridCurve
 
 WIRE = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0}
@@ -171,14 +172,24 @@ class Network:
         return np.where(n > 1, np.maximum(price, wire_bytes(op.removesuffix(".int8"), size, n) / self.intra.bytes_per_s), 0.0)
 
     def _level_curve(self, key: str, op: str) -> GridCurve:
-        """``ln(seconds)`` of a family over SIZES and RANKS: trend times correction, made to rise with size (``rising``)."""
+        """``ln(seconds)`` of a family over SIZES and RANKS: trend times correction, made to rise with size (``rising``).
+
+        A serving engine's own all-reduce rises within each of its algorithms; where it changes to a faster one, its price falls.
+        """
         fit = self.calibration.fit(key)
         size, n = np.meshgrid(np.array(SIZES), np.array(RANKS), indexing="ij")
-        seconds = collective_trend_s(op, size, n, self.intra.bytes_per_s, fit.coefficients)
+        pieces = np.zeros(size.shape)
+        if key.startswith("custom_allreduce."):
+            card = self.gpu.compute_capability
+            pieces = algorithm(size, n, card)
+            seconds = custom_all_reduce_trend_s(size, n, self.intra.bytes_per_s, card, fit.coefficients)
+            coordinates: tuple[Array, ...] = custom_all_reduce_coordinates(size, n, card)
+        else:
+            seconds = collective_trend_s(op, size, n, self.intra.bytes_per_s, fit.coefficients)
+            coordinates = collective_coordinates(size, n)
         if fit.axes:
-            table = GridCurve.of(fit.axes, self.calibration.correction(fit))
-            seconds = seconds * np.exp(table.log_factor(*collective_coordinates(size, n)))
-        return GridCurve.of((SIZES, RANKS), rising(np.log(seconds)))
+            seconds = seconds * np.exp(GridCurve.of(fit.axes, self.calibration.correction(fit)).log_factor(*coordinates))
+        return GridCurve.of((SIZES, RANKS), rising(np.log(seconds), pieces))
 
     def _cross_s(self, op: str, sent: Array, hops: Reals, share: float | Array) -> Array:
         """Across nodes: ``hops · HOP_LATENCIES · link latency + bytes / (NIC share · achieved fraction)``."""

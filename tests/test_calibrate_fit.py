@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from roofplan.calibrate import curves
-from roofplan.calibrate.fit import Table, fit_family, holdout, left_out
+from roofplan.calibrate.fit import PARTS, Table, each_left_out, fit_family, holdout, left_out
 from roofplan.calibrate.rows import families, gpus_of, load_tables
 from roofplan.costmodels.gemm_curve import gemm_trend_s
 from roofplan.scenarios import registry
@@ -57,6 +57,16 @@ def test_splits() -> None:
     size = holdout(bound, "size", 0.25, 0)
     assert bound.size[size].min() == bound.size[~size].max() * 2 == 8192
     assert not np.array_equal(holdout(bound, "rows", 0.25, 0), holdout(bound, "rows", 0.25, 1))
+
+
+def test_each_row_is_left_out_once() -> None:
+    bound = made_up(120)
+    error, at = each_left_out(bound, seed=1)
+    assert at.tolist() == list(range(120))
+    part = np.random.default_rng([1, 120]).permutation(120) % PARTS == 3
+    unseen = fit_family(bound, np.nonzero(~part)[0], 1).predict(bound, np.nonzero(part)[0])
+    assert np.array_equal(error[part], np.log(unseen / bound.seconds[part]))
+    assert [len(x) for x in each_left_out(made_up(10))] == [0, 0]
 
 
 def test_packing_wraps_and_unwraps() -> None:

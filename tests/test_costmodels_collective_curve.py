@@ -51,7 +51,12 @@ def test_dispatch_trend_and_coordinates() -> None:
 
 def test_rising_pools_falls_to_their_median() -> None:
     column = np.array([1.0, 9.0, 2.0, 2.0, 3.0])[:, None]
-    assert rising(column)[:, 0].tolist() == [1, 2, 2, 2, 3]
-    assert np.array_equal(rising(np.array([[1.0, 2.0], [1.0, 5.0]])), [[1, 2], [1, 5]])
+    assert rising(column, np.zeros((5, 1)))[:, 0].tolist() == [1, 2, 2, 2, 3]
+    assert np.array_equal(rising(np.array([[1.0, 2.0], [1.0, 5.0]]), np.zeros((2, 2))), [[1, 2], [1, 5]])
     noisy = np.random.default_rng(0).normal(size=(200, 3)).cumsum(axis=0)
-    assert (np.diff(rising(noisy), axis=0) >= 0).all()
+    assert (np.diff(rising(noisy, np.zeros((200, 3))), axis=0) >= 0).all()
+
+
+def test_rising_keeps_falls_between_pieces() -> None:
+    column, pieces = np.array([1.0, 9.0, 2.0, 3.0, 2.5])[:, None], np.array([0, 0, 1, 1, 1])[:, None]
+    assert rising(column, pieces)[:, 0].tolist() == [1, 9, 2, 2.75, 2.75]
