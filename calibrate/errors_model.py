@@ -30,12 +30,12 @@ UNKNOWN = ErrorModel(0.2, 0.5, (), (), 0.2)
 """What is said of prices when no row was left out to learn from."""
 
 
-def learn(seconds: Array, log_errors: Array, beyond: Array, octaves: Array, rank: float = COVERAGE) -> ErrorModel:
+def learn(seconds: Array, log_errors: Array, beyond: Array, octaves: Array) -> ErrorModel:
     """The error model of a family from left-out rows.
 
     ``log_errors`` is ``ln(predicted/measured)`` of rows left out at random, ``seconds`` their predictions, ``beyond`` the same errors
     of the largest two octaves when those were left out, ``octaves`` how far each lay past the largest size kept. Interval half width of
-    a bin: the 80th percentile of ``|exp(error) − 1|``, or another ``rank``: with few rows the one of ``finite_rank``.
+    a bin: the 80th percentile of ``|exp(error) − 1|``.
     """
     error = np.abs(np.expm1(log_errors))
     if not len(error):
@@ -43,16 +43,8 @@ def learn(seconds: Array, log_errors: Array, beyond: Array, octaves: Array, rank
     order = np.argsort(seconds, kind="stable")
     bins = np.array_split(order, int(np.clip(len(error) // ROWS_PER_BIN, 1, MAX_BINS)))
     edges = (0.0, *(float(f"{seconds[b[0]]:.4g}") for b in bins[1:]))
-    widths = tuple(float(f"{np.quantile(error[b], rank):.3g}") for b in bins)
+    widths = tuple(float(f"{np.quantile(error[b], COVERAGE):.3g}") for b in bins)
     return ErrorModel(float(np.median(error)), float(np.quantile(error, 0.9)), edges, widths, growth(error, beyond, octaves))
-
-
-def finite_rank(n: int) -> float:
-    """Rank among ``n`` left-out errors that holds COVERAGE of rows to come: ``(1 + 1/n)·COVERAGE``, as a new row is one more of them.
-
-    Source: split conformal prediction (Lei et al., 2018, Distribution-Free Predictive Inference for Regression, section 2.2).
-    """
-    return min(1.0, COVERAGE * (1 + 1 / n)) if n else COVERAGE
 
 
 def growth(near: Array, beyond: Array, octaves: Array) -> float:
