@@ -14,7 +14,7 @@ from ..costmodels.collective_curve import (
     dispatch_trend_s,
     wire_bytes,
 )
-from ..costmodels.custom_all_reduce import ALGORITHMS, custom_all_reduce_coordinates, custom_all_reduce_trend_s
+from ..costmodels.custom_all_reduce import algorithm, custom_all_reduce_coordinates, custom_all_reduce_trend_s, start_coefficients
 from ..scenarios.hardware import Accelerator, Link
 from .curves import Bound, number, take
 from .tables import Columns
@@ -24,7 +24,6 @@ DISPATCH_STRENGTHS, DISPATCH_BENDS = (0.3, 0.01, 0.01), (0.3, 0.0, 0.0)
 """Stiffness of each axis of a correction. Nothing ties one algorithm of an all-reduce to another."""
 
 COLLECTIVE = {"launch_s": 5e-6, "hop_s": 2e-6, "link_frac": 0.7}
-CUSTOM = {f"{name}_s": 8e-6 for name in ALGORITHMS} | {f"{name}_frac": 0.6 for name in ALGORITHMS} | {"hop_s": 3e-7, "ring_frac": 0.5}
 DISPATCH = {"launch_s": 5e-5, "token_s": 1e-9, "link_frac": 0.4}
 
 
@@ -64,7 +63,7 @@ def custom_all_reduce(key: str, rows: Columns, gpu: Accelerator, link: Link, sou
         trend=trend,
         coordinates=custom_all_reduce_coordinates(size, ranks, card),
         floor_s=wire_bytes("all_reduce", size, ranks) / link.bytes_per_s,
-        start=CUSTOM,
+        start=start_coefficients(algorithm(size, ranks, card)),
         strengths=CUSTOM_STRENGTHS,
         bends=CUSTOM_BENDS,
         shapes=number(ranks),

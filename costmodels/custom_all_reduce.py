@@ -44,17 +44,27 @@ def algorithm(n_bytes: Array, n_ranks: Array, capability: str) -> Array:
     return np.where((n_ranks > GROUPS[-1]) | ((near == 2) & (n_bytes >= switch)), 3, near)
 
 
+def start_coefficients(algorithms: Array) -> dict[str, float]:
+    """Starting coefficients of a fit whose rows take these algorithms."""
+    used = [name for i, name in enumerate(ALGORITHMS) if i in algorithms]
+    each = {f"{name}_s": 8e-6 for name in used} | {f"{name}_frac": 0.6 for name in used}
+    return each | {"hop_s": 3e-7} | ({"ring_frac": 0.5} if "library" in used else {})
+
+
 def custom_all_reduce_trend_s(n_bytes: Array, n_ranks: Array, link_bytes_per_s: float, capability: str, c: Mapping[str, float]) -> Array:
     """Seconds: ``softmax(launch + hop_s·log2(n), bytes on the wire / (link · achieved fraction))``, launch and fraction by algorithm.
 
     The library fills its pipeline before it streams: there the two add. On the wire, per byte of message: ``n − 1`` in one shot,
     ``2(n−1)/n`` in two, 1 where the switch adds; for the library between 1 and ``2(n−1)/n`` (a ring), at ``ring_frac`` of the way.
+    An algorithm without coefficients, which no fitted row took, is priced with those of the one before it.
     """
     at = algorithm(n_bytes, n_ranks, capability)
     ring = (n_ranks - 2) / n_ranks
-    factor = np.choose(at, [n_ranks - 1, 1 + ring, np.ones_like(ring), 1 + c["ring_frac"] * ring])
-    launch = np.array([c[f"{name}_s"] for name in ALGORITHMS])[at] + c["hop_s"] * np.log2(n_ranks)
-    frac = np.array([c[f"{name}_frac"] for name in ALGORITHMS])[at]
+    factor = np.choose(at, [n_ranks - 1, 1 + ring, np.ones_like(ring), 1 + c.get("ring_frac", 1.0) * ring])
+    fitted = [i for i, name in enumerate(ALGORITHMS) if f"{name}_s" in c]
+    names = [ALGORITHMS[max((j for j in fitted if j <= i), default=fitted[0])] for i in range(len(ALGORITHMS))]
+    launch = np.array([c[f"{name}_s"] for name in names])[at] + c["hop_s"] * np.log2(n_ranks)
+    frac = np.array([c[f"{name}_frac"] for name in names])[at]
     wire = n_bytes * factor / (link_bytes_per_s * frac)
     return np.where(at == 3, launch + wire, soft_max(launch, wire, c["sharpness"]))
 

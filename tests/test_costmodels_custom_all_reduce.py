@@ -12,6 +12,7 @@ from roofplan.costmodels.custom_all_reduce import (
     algorithm,
     custom_all_reduce_coordinates,
     custom_all_reduce_trend_s,
+    start_coefficients,
 )
 from roofplan.scenarios import registry
 from roofplan.scenarios.calibration import load_calibration
@@ -60,6 +61,16 @@ def test_price_by_hand() -> None:
     assert hopper[1] == pytest.approx(7e-6 + 1.375 * 1024 * MIB / 5e10)
     coordinates = custom_all_reduce_coordinates(size, ranks, "8.0")
     assert [list(x) for x in coordinates] == [list(size), [8, 8], [1, 2]]
+
+
+def test_algorithms_no_row_took_borrow_from_the_one_before() -> None:
+    size, ranks = np.array([128 * KIB, 4 * MIB]), np.full(2, 8.0)
+    start = start_coefficients(algorithm(size, ranks, "8.0"))
+    assert start == {"one_shot_s": 8e-6, "two_shot_s": 8e-6, "one_shot_frac": 0.6, "two_shot_frac": 0.6, "hop_s": 3e-7}
+    assert "ring_frac" in start_coefficients(np.array([3]))
+    few = {name: value for name, value in C.items() if not name.startswith(("switch", "library", "ring"))}
+    large = custom_all_reduce_trend_s(np.full(2, 1024 * MIB), np.full(2, 8.0), 1e11, "9.0", few)
+    assert large == pytest.approx(5e-6 + 1.75 * 1024 * MIB / 5e10)
 
 
 def test_jumps_of_the_measured_cards() -> None:
