@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import Array, soft_max
 
@@ -67,7 +68,7 @@ def dispatch_element_bytes(phase: str) -> float:
     return 1.0 if phase == "dispatch" else 2.0
 
 
-def rising(table: Array, pieces: Array) -> Array:
+def rising(table: Array, pieces: Array | NDArray[np.intp]) -> Array:
     """Each column made non-decreasing: neighbours that fall are pooled to their median, so one slow measurement moves nothing else.
 
     The isotonic regression of least absolute deviations, by pooling adjacent violators, in each run of equal ``pieces`` by itself.

@@ -178,7 +178,7 @@ class Network:
         """
         fit = self.calibration.fit(key)
         size, n = np.meshgrid(np.array(SIZES), np.array(RANKS), indexing="ij")
-        pieces = np.zeros(size.shape)
+        pieces = np.zeros(size.shape, np.intp)
         if key.startswith("custom_allreduce."):
             card = self.gpu.compute_capability
             pieces = algorithm(size, n, card)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import Array, soft_max
 from .collective_curve import collective_coordinates
 
 KIB, MIB = 1024.0, 1048576.0
+
+Chosen = NDArray[np.intp]
+"""Indices into ALGORITHMS."""
 
 ALGORITHMS = ("one_shot", "two_shot", "switch", "library")
 """Every rank reads all others' messages; reduce-scatter and all-gather over peers; symmetric memory added by the switch; NCCL."""
@@ -35,16 +39,17 @@ SWITCH_BYTES_OF = {
 elsewhere. Source: vLLM, ``distributed/device_communicators/all_reduce_utils.py`` and ``custom_all_reduce.py`` (8 MiB at most)."""
 
 
-def algorithm(n_bytes: Array, n_ranks: Array, capability: str) -> Array:
+def algorithm(n_bytes: Array, n_ranks: Array, capability: str) -> Chosen:
     """Index into ALGORITHMS of each message; groups wider than the widest of GROUPS take the library."""
     group = np.minimum(np.searchsorted(GROUPS, n_ranks), len(GROUPS) - 1)
     peer = np.asarray(PEER_BYTES_OF.get(capability, PEER_BYTES))[group]
     switch = np.asarray(SWITCH_BYTES_OF.get(capability, SWITCH_BYTES))[group]
     near = np.where(n_bytes < np.minimum(np.asarray(ONE_SHOT_BYTES)[group], peer), 0, np.where(n_bytes < peer, 1, 2))
-    return np.where((n_ranks > GROUPS[-1]) | ((near == 2) & (n_bytes >= switch)), 3, near)
+    chosen: Chosen = np.where((n_ranks > GROUPS[-1]) | ((near == 2) & (n_bytes >= switch)), 3, near)
+    return chosen
 
 
-def start_coefficients(algorithms: Array) -> dict[str, float]:
+def start_coefficients(algorithms: Chosen) -> dict[str, float]:
     """Starting coefficients of a fit whose rows take these algorithms."""
     used = [name for i, name in enumerate(ALGORITHMS) if i in algorithms]
     each = {f"{name}_s": 8e-6 for name in used} | {f"{name}_frac": 0.6 for name in used}
