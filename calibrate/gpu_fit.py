@@ -55,7 +55,7 @@ def assemble(gpu: Accelerator, parts: Iterable[Part], sources: Mapping[str, str]
 def _error(bound: Bound, seed: int) -> errors_model.ErrorModel:
     """Errors on rows left out at random; on whole shapes left out where a kin's coefficients stand in for many shapes."""
     kind = "shapes" if bound.pull and len(np.unique(bound.shapes)) > 1 else "rows"
-    if kind == "rows" and len(bound.seconds) < FEW_ROWS:
+    if not bound.pull and len(bound.seconds) < FEW_ROWS:
         random, at = each_left_out(bound, seed)
     else:
         folds = FOLDS if len(bound.seconds) < FOLDED_ROWS or kind == "shapes" else 1
