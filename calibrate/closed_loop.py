@@ -31,7 +31,7 @@ class Door:
     def __init__(self, replica: Replica, engine: ServingEngine, recipe: Recipe, budget: int) -> None:
         self.replica, self.recipe, self.budget = replica, recipe, budget
         self.overlapped = engine.overlapped
-        self.latency, self.turn = round(engine.request_cpu_s * PS), round(engine.frontend_cpu_s * PS)
+        self.latency, self.turn, self.token = (round(s * PS) for s in (engine.request_cpu_s, engine.frontend_cpu_s, engine.token_cpu_s))
         self.free = 0
         self.late: list[tuple[int, int]] = []
         self.held: list[int] = []
@@ -39,8 +39,9 @@ class Door:
 
     def arrive(self, request: int, at: int) -> int:
         """When (ps) a request that leaves its client at ``at`` has passed the front end."""
-        self.replica.r.arrival[request] = at
-        self.free = max(self.free, at) + self.turn
+        r = self.replica.r
+        r.arrival[request] = at
+        self.free = max(self.free, at) + self.turn + self.token * r.prompt[request]
         return self.free + self.latency
 
     def admit(self, request: int, base: int) -> None:

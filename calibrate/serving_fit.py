@@ -16,21 +16,24 @@ from .validate_serving import is_fit_row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
-    """A constant to fit: the values tried, and the step by which its effect is measured."""
+    """A constant to fit: the values tried, the step by which its effect is measured, and the engine that has it ('': all)."""
 
     field: str
     values: tuple[float, ...]
     step: float
+    engine: str = ""
 
 
 STEP_KNOBS = (
     Knob(field="step_cpu_s", values=tuple(2e-4 * i for i in range(41)), step=1e-3),
     Knob(field="sequence_cpu_s", values=(0.0, *(2e-6 * i for i in range(1, 41))), step=1e-5),
+    Knob(field="ranks_cpu_s", values=tuple(2e-4 * i for i in range(41)), step=1e-3, engine="vllm-0.6"),
     Knob(field="kernel_frac", values=tuple(0.8 + 0.02 * i for i in range(26)), step=0.1),
 )
 """What moves TPOT and throughput."""
 DOOR_KNOBS = (
     Knob(field="request_cpu_s", values=tuple(2e-3 * i for i in range(41)), step=5e-3),
+    Knob(field="token_cpu_s", values=tuple(5e-7 * i for i in range(41)), step=2e-6),
     Knob(field="frontend_cpu_s", values=tuple(2.5e-4 * i for i in range(33)), step=1e-3),
     Knob(field="launch_s", values=tuple(2.5e-6 * i for i in range(2, 49)), step=1e-5),
 )
@@ -42,8 +45,8 @@ SHARES = (1.0, 0.5, 0.2)
 CUT = 0.3
 DOOR_CUT = 0.7
 """A row further off than this has another cause than host time (speculation, an unknown layout) and must not steer the fit."""
-MEASURED_GPUS = ("a100-80gb-sxm", "h100-sxm", "h200", "b200")
-"""Cards with kernel measurements of their own: on others an engine constant would absorb the error of the transfer."""
+MEASURED_GPUS = ("a100-80gb-sxm", "h100-sxm", "gh200-96gb", "h200", "b200")
+"""Cards with kernel measurements of their own, or the die of one: on others an engine constant would absorb the error of the transfer."""
 
 
 def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, dict[str, float]]:
@@ -64,7 +67,7 @@ def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, 
     for label, knobs, doors in (("", STEP_KNOBS, False), ("_ttft", DOOR_KNOBS, True)):
         used = [p for p in rows if any(m.startswith("ttft") == doors for m in p.measured)]
         if used:
-            best, before, after = _descend(used, best, knobs, doors)
+            best, before, after = _descend(used, best, [k for k in knobs if k.engine in ("", name)], doors)
             how |= {f"n_rows{label}": len(used), f"mean_log_error{label}_before": before, f"mean_log_error{label}": after}
     return best, how
 

@@ -14,7 +14,7 @@ from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
 from .serving_formats import Unusable, cache_format, dtype_named, formats
-from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated
+from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated, trtllm_bench
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
@@ -325,6 +325,8 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     date = dated[1] if dated else "2025-11" if "InferenceX" in source else ""
     suite = AIC if "AIC team" in source else ""
     plan, recipe = _launched(str(row["framework"]), row.get("version"), model, gpu, date, suite, (isl, osl, load), layout, dtype, experts)
+    if offline:
+        recipe = trtllm_bench(isl, osl)
     if "LLM-Inference-Bench" in source:
         plan = replace(plan, engine=engine_profile(str(row["framework"]), row.get("version"), is_2024=True))
     return ServePoint(

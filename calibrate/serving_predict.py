@@ -18,9 +18,6 @@ from .disagg_predict import n_requests, play_split
 from .serving_disagg import Split
 from .serving_points import NODE_GPUS, ServePoint
 
-OFFLINE_REQUESTS = 2000
-"""Requests of a maximum-throughput run: enough that filling and draining the batch no longer shows."""
-
 
 def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str, float]:
     """Every metric of one point: latencies in seconds (mean, p50), tokens per second. BadInput when the layout cannot run.
@@ -35,12 +32,12 @@ def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str,
             _split_metrics[key] = _predict_split(point, point.split, engine)
         return _split_metrics[key]
     replicas = max(point.n_gpus // point.plan.n_gpus, 1)
-    clients = point.concurrency or OFFLINE_REQUESTS
+    clients = point.concurrency or point.recipe.n_requests
     per_replica = -(-clients // replicas)
     looped = point.concurrency > 0 and not point.static_batch
     work = _work(point, max(per_replica * point.recipe.waves, 20) if looped else per_replica)
     if not looped:  # the engine is called in its own process
-        engine = replace(engine, request_cpu_s=0.0, frontend_cpu_s=0.0)
+        engine = replace(engine, request_cpu_s=0.0, frontend_cpu_s=0.0, token_cpu_s=0.0)
     seats = min(per_replica, point.plan.max_num_seqs or per_replica)
     plan = replace(point.plan, max_num_seqs=seats) if point.concurrency else point.plan
     system = replace(_system(point.gpu, point.plan.n_gpus), engine=engine)

@@ -25,7 +25,8 @@ class Recipe:
     new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
     batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
     enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
-    unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends.
+    unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how
+    many are queued at once where there are no clients.
     """
 
     policy: str = ""
@@ -33,6 +34,7 @@ class Recipe:
     max_num_seqs: int = 0
     kv_dtype: str = ""
     state_dtype: str = ""
+    n_requests: int = 0
     waves: int = 10
     memory_utilization_frac: float = 0.0
     largest_graph: int = 0
@@ -90,6 +92,21 @@ def aiconfigurator(engine: str, version: str, isl: int, clients: int) -> Recipe:
         return Recipe(token_budget=budget, max_num_seqs=clients, memory_utilization_frac=0.8, largest_graph=clients)
     return Recipe(token_budget=budget, largest_graph=clients)
 
+
+def trtllm_bench(isl: int, osl: int) -> Recipe:
+    """A maximum-throughput run of TensorRT-LLM's performance overview, whose page says how many requests of each length it queues."""
+    return Recipe(n_requests=TRTLLM_BENCH_REQUESTS.get((isl, osl), 3000))
+
+
+TRTLLM_BENCH_REQUESTS = {
+    (128, 128): 30000,
+    (128, 4096): 1500,
+    (1000, 2000): 1500,
+    (2048, 2048): 1500,
+    (5000, 500): 1500,
+    (20000, 2000): 1000,
+}
+"""(prompt, answer) -> requests; 3,000 otherwise. Source: TensorRT-LLM, docs/source/performance/perf-overview.md, Preparing a Dataset."""
 
 ALWAYS_DATED = {"kimi-k2": "2026-03", "qwen3.5-397b-a17b": "2026-03", "glm-5": "2026-03"}
 """Models that only InferenceX measured, for rows that lost their date."""

@@ -139,7 +139,7 @@ def _replay(meta: dict[str, Any], gpu: str, work: ServeWorkload) -> ServeResult:
 
     A log has no hashes of prompts, so requests share nothing; with prefix caching on, one that was preempted finds what is left of its own.
     """
-    args, engine = meta["engine_kwargs"], replace(serving_engine("vllm"), request_cpu_s=0.0)
+    args, engine = meta["engine_kwargs"], replace(serving_engine("vllm"), request_cpu_s=0.0, token_cpu_s=0.0)
     cache = meta["kv_cache"] if isinstance(meta.get("kv_cache"), dict) else {}
     block = _count(cache, "block_size") or engine.block_tokens
     cached = bool(cache.get("enable_prefix_caching", args.get("enable_prefix_caching", True)))

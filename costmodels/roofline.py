@@ -18,7 +18,7 @@ from .attention_curve import (
     prefill_coordinates,
     prefill_trend_s,
 )
-from .gemm_curve import gemm_bytes, gemm_floor_s, gemm_trend_s, weight_bytes
+from .gemm_curve import gemm_bytes, gemm_floor_s, gemm_trend_s, quantise_s, weight_bytes
 from .grid_curve import GridCurve
 from .lookup import attention_keys, format_keys, moe_key
 from .moe_curve import SKEWS, moe_coordinates, moe_floor_s, moe_own_coordinates, moe_shape, moe_trend_s, moe_work
@@ -49,6 +49,12 @@ class Roofline:
             return np.where(some, np.maximum(trend, gemm_floor_s(m, n, k, dtype, self.gpu)), 0.0)
 
         return in_chunks(price, *as_floats(m, n, k))
+
+    def quantise_s(self, m: Reals, k: Reals, dtype: str) -> Array:
+        """Seconds of ``gemm_s`` that turn ``[m,k]`` bf16 activations into the product's format; 0 where the fit holds no such pass."""
+        c = self._fit(format_keys("gemm", dtype))[1].coefficients
+        m, k = as_floats(m, k)
+        return quantise_s(m, m * k, weight_bytes(dtype), self.gpu, c) if "quantise_frac" in c else np.zeros_like(m * k)
 
     def gemm_floor_s(self, m: Reals, n: Reals, k: Reals, dtype: str = "bf16") -> Array:
         """``max(2·m·n·k/peak, bytes/bandwidth)``: see ``gemm_curve.gemm_floor_s``."""

@@ -131,7 +131,9 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         fixed=fixed,
         slope=slope,
         head=head_s(model, spread(plan), system, some),
-        host=system.engine.step_cpu_s + system.engine.sequence_cpu_s * np.ceil(seqs / plan.dp),  # a scheduler for each dp rank
+        host=engine.step_cpu_s
+        + engine.ranks_cpu_s * (plan.tp * plan.pp > 1)
+        + engine.sequence_cpu_s * np.ceil(seqs / plan.dp),  # a scheduler for each dp rank
         prefill=prefill,
         prefill_slope=prefill_slope,
         own=own,

@@ -50,7 +50,7 @@ def gemm_s(system: ServeSystem, m: Array, n: float, k: float, dtype: str) -> Arr
         system.accelerator.peak_flops_per_s(dtype)
         price = roofline.gemm_s(m, n, k, dtype)
         if system.engine.fused_quantisation and weight_bytes(dtype) < 2:
-            price = np.maximum(price - roofline.stream_s(QUANTISED_BYTES * m * k), roofline.gemm_floor_s(m, n, k, dtype))
+            price = np.maximum(price - roofline.quantise_s(m, k, dtype), roofline.gemm_floor_s(m, n, k, dtype))
         return price
     except (BadInput, UnknownName):
         c = roofline.calibration.fit("gemm.bf16").coefficients
@@ -59,8 +59,6 @@ def gemm_s(system: ServeSystem, m: Array, n: float, k: float, dtype: str) -> Arr
         return np.where(m > 0, np.maximum(roofline.gemm_s(m, n, k, "bf16") - saved, c["launch_s"] + compute), 0.0)
 
 
-QUANTISED_BYTES = 3.0
-"""Bytes an activation moves when a kernel of its own makes 8 bits of 16, as the measured linears do."""
 IN_GRAPH = {"fp8_block": "fp8"}
 """Formats whose tables hold the host's time -> the format that stands for them. The block-scaled linear was timed launched from Python:
 58 to 86 us on H200, 180 us on B200, for any size that takes less. Where the GPU is slower than that, both formats agree within 10 %.
@@ -122,7 +120,10 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array)
         if apart:  # the fullest rank gets its own rows, each to one of its experts, and sees no others
             rows = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)[0]
             return even_s(rows, 1, -(-(model.n_experts + plan.redundant_experts) // ep), 1)
-        return uneven_s(model, plan, t_all, even_s)
+        measured = uneven_s(model, plan, t_all, even_s)
+        if system.engine.grouped_experts:
+            return np.minimum(measured, _unmeasured_experts_s(model, plan, system, t_all, ep))
+        return measured
     return _unmeasured_experts_s(model, plan, system, t_all, ep)
 
 

@@ -70,10 +70,11 @@ class ServeWorkload:
 class ServingEngine:
     """Behaviour of one serving engine and version, read from ``scenarios/engines/<name>.toml``.
 
-    ``step_cpu_s`` is host time per engine step that no GPU work hides, ``sequence_cpu_s`` the same per running sequence (sampling,
-    detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP, tokenising), ``frontend_cpu_s`` the part of it that requests
-    take in turn. A step of at most ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one
-    launches ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
+    ``step_cpu_s`` is host time per engine step that no GPU work hides (``ranks_cpu_s``: as much more over several GPUs),
+    ``sequence_cpu_s`` the same per running sequence (sampling, detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP);
+    before that requests take ``frontend_cpu_s`` and, for each prompt token, ``token_cpu_s`` (tokenising) in turn. A step of at most
+    ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one launches ``kernels_per_layer`` kernels a
+    layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
     ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with
     ``memory_frac_of_free``: the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's
     kernel time over that of the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention. Cards with at least
@@ -83,7 +84,9 @@ class ServingEngine:
     themselves. ``limits_of_all_ranks``: its flags for tokens and sequences are shared out over the attention data parallel ranks (else each
     rank has them). ``overlapped``: the host plans a step while the one before runs, so it sees what arrives one step later (measured
     points are replayed so; the simulator's other front ends leave it out). ``one_attention_call``: prompts and decodes of a step are one
-    variable-length call where FlashAttention-2 runs. ``sources`` says where each comes from.
+    variable-length call where FlashAttention-2 runs.
+    ``grouped_experts``: experts are multiplied by grouped products as fast as single ones, where those beat the measured MoE layers.
+    ``sources`` says where each comes from.
     """
 
     name: str
@@ -102,6 +105,7 @@ class ServingEngine:
     kernel_frac: float = 1.0
     prefill_attention_frac: float = 1.0
     frontend_cpu_s: float = 0.0
+    token_cpu_s: float = 0.0
     large_hbm_bytes: float = 0.0
     large_token_budget: int = 0
     large_max_num_seqs: int = 0
@@ -112,6 +116,8 @@ class ServingEngine:
     limits_of_all_ranks: bool = False
     overlapped: bool = False
     one_attention_call: bool = False
+    grouped_experts: bool = False
+    ranks_cpu_s: float = 0.0
     throughput_error_frac: float = 0.12
     ttft_error_frac: float = 0.19
     tpot_error_frac: float = 0.13

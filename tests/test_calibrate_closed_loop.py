@@ -14,7 +14,7 @@ from roofplan.scenarios.serving import EnginePlan, ServeWorkload, ServingEngine,
 from roofplan.sim.replica_kind import replica_model
 
 PLAN = EnginePlan(max_num_seqs=16)
-BARE = replace(serving_engine("vllm"), request_cpu_s=0.0, frontend_cpu_s=0.0, overlapped=False)
+BARE = replace(serving_engine("vllm"), request_cpu_s=0.0, frontend_cpu_s=0.0, token_cpu_s=0.0, overlapped=False)
 
 
 def play(
@@ -47,6 +47,13 @@ def test_front_end_takes_requests_in_turn():
     slow = replace(BARE, request_cpu_s=0.02, frontend_cpu_s=0.5)
     run, bare = play(3, 3, slow, output=1), play(1, 1, output=1)
     assert run.first_s == pytest.approx([0.02 + 0.5 * (i + 1) + bare.first_s[0] for i in range(3)])
+
+
+def test_prompts_are_tokenised_in_turn():
+    """Request i of a burst of prompts of 256 tokens reaches the scheduler after (i + 1)·256 tokens' time."""
+    slow = replace(BARE, token_cpu_s=2e-3)
+    run, bare = play(3, 3, slow, output=1), play(1, 1, output=1)
+    assert run.first_s == pytest.approx([0.512 * (i + 1) + bare.first_s[0] for i in range(3)])
 
 
 def test_polling_delays_new_requests_by_less_than_one_interval():

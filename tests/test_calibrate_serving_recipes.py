@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.calibrate.serving_recipes import Run, aiconfigurator, inferencex, speculated
+from roofplan.calibrate.serving_recipes import Run, aiconfigurator, inferencex, speculated, trtllm_bench
 
 
 def run_of(**changes) -> Run:
@@ -82,3 +82,9 @@ def test_aiconfigurator_sizes_steps_by_its_clients_and_prompts():
 @pytest.mark.parametrize(("version", "policy"), [("0.5.1.post1", ""), ("0.5.3", "sglang-mixed"), ("0.5.6.post2", "sglang-mixed")])
 def test_sglang_mixes_prompts_with_decodes_once_the_template_says_so(version, policy):
     assert aiconfigurator("sglang", version, 1000, 16).policy == policy
+
+
+def test_maximum_throughput_runs_queue_what_their_page_says():
+    assert trtllm_bench(128, 128).n_requests == 30000
+    assert trtllm_bench(20000, 2000).n_requests == 1000
+    assert trtllm_bench(2048, 128).n_requests == 3000
