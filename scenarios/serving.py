@@ -118,9 +118,9 @@ class ServingEngine:
     one_attention_call: bool = False
     grouped_experts: bool = False
     ranks_cpu_s: float = 0.0
-    throughput_error_frac: float = 0.12
-    ttft_error_frac: float = 0.19
-    tpot_error_frac: float = 0.13
+    throughput_error_frac: float = 0.11
+    ttft_error_frac: float = 0.17
+    tpot_error_frac: float = 0.09
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
