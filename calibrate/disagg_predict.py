@@ -46,6 +46,8 @@ def play_split(
 
     Prefill workers launch every kernel one by one (the suite runs them without CUDA graphs); the decode worker answers.
     """
+    read_s = engine.frontend_cpu_s + engine.token_cpu_s * float(work.prompt_tokens.mean())
+    engine = replace(engine, request_cpu_s=engine.request_cpu_s + read_s)
     bare = replace(engine, graph_tokens=())
     batched = replace(engine, sequence_cpu_s=engine.sequence_cpu_s / split.stream_steps)
     kinds = {

@@ -72,9 +72,9 @@ class ServingEngine:
 
     ``step_cpu_s`` is host time per engine step that no GPU work hides (``ranks_cpu_s``: as much more over several GPUs),
     ``sequence_cpu_s`` the same per running sequence (sampling, detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP);
-    before that requests take ``frontend_cpu_s`` and, for each prompt token, ``token_cpu_s`` (tokenising) in turn. A step of at most
-    ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one launches ``kernels_per_layer`` kernels a
-    layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
+    before that requests of measured points take ``frontend_cpu_s`` and, for each prompt token, ``token_cpu_s`` (random text) in turn. A
+    step of at most ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one launches
+    ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
     ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with
     ``memory_frac_of_free``: the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's
     kernel time over that of the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention. Cards with at least

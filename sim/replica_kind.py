@@ -67,7 +67,7 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
         policy=policy,
         limits=limits,
         memory=memory,
-        request_cpu_s=engine.request_cpu_s + engine.token_cpu_s * float(work.prompt_tokens.mean()),
+        request_cpu_s=engine.request_cpu_s,
         kv_bytes_per_token=memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp * plan.cp,
         state_bytes=memory.state_bytes_per_seq * plan.tp * plan.pp,
     )

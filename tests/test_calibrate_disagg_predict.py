@@ -35,7 +35,7 @@ def test_a_lone_client_waits_for_prompt_transfer_and_the_decode_workers_first_st
     decode = replica_model(model, PLAN, system, work)
     link = system.network.intra
     kv_s = 1000 * 32 * 2 * 1024 * 2 / link.bytes_per_s + link.latency_s
-    door = engine.request_cpu_s + 1000 * engine.token_cpu_s
+    door = engine.request_cpu_s + engine.frontend_cpu_s + 1000 * engine.token_cpu_s
     first = door + eager.step_ps(0, 0, [(1000, 0)]) / PS + kv_s + decode.times.step_ps(0, 0, [(1, 1000)]) / PS
     rest = sum(decode.times.step_ps(1, 1001 + j, []) for j in range(1, 11)) / PS
     found = predict(POINT)
