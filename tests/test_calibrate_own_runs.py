@@ -53,7 +53,7 @@ def test_a_run_becomes_a_calibration(tmp_path: Path) -> None:
     assert fitted.fit("gemm.bf16").n_rows == 60
     assert fitted.fit("stream").coefficients["memory_frac"] == pytest.approx(0.8, rel=0.05)
     assert "calibrate run; sha256" in fitted.sources["aic_gemm"]
-    assert "installed l40s" in fitted.fit("attention.decode.hd128").source
+    assert fitted.fit("attention.decode.hd128").lent_by == "a100-80gb-sxm"
     tables = load_tables(tmp_path)
     rows = summary(list(check_rows(tables, registry.accelerator("l40s"), gpus_of(tables)["l40s"], fitted)))
     assert rows["aic_gemm"]["l40s"]["median_ape"] < 0.2
