@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,19 +13,12 @@ from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
 from .serving_formats import Unusable, cache_format, dtype_named, formats
+from .serving_names import FRAMEWORKS, count, engine_profile, model_name
 from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated, trtllm_bench
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
 TRUTH_COLUMNS = ("id", "source", "framework", "model", "gpu", "metric", "value")
-SPELLINGS = {
-    "kimi-k2.5": "kimi-k2", "llama v3.1 8b": "llama3.1-8b", "llama v3.1 70b": "llama3.1-70b", "deepseek-v3.1": "deepseek-v3",
-    "llama-3-8b-instruct-1m": "llama3-8b",
-}  # fmt: skip
-"""Names in the tables -> a registered model of the same shape."""
-FRAMEWORKS = {
-    "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "tensorrt-llm": "trtllm", "lmdeploy": "lmdeploy", "gpt-fast": "gpt-fast",
-}  # fmt: skip
 METRICS = {
     "ttft_ms_mean": ("ttft_s", 1e-3),
     "tpot_ms_mean": ("tpot_s", 1e-3),
@@ -99,60 +91,13 @@ def read_points(path: Path) -> tuple[list[ServePoint], list[dict[str, str]]]:
     return points, skipped
 
 
-def model_name(text: str) -> str:
-    """The registered name of a table's model: organisation, precision and tuning suffixes dropped; Unusable if none matches."""
-    plain = re.sub(r"\s*\(.*\)$", "", text).strip()
-    tail = plain.rpartition("/")[2]
-    cut = re.sub(r"-(nvfp4|fp8|instruct|hf|2507|0528|bf16|instruct-2507|v0\.1)$", "", tail.lower())
-    cut = re.sub(r"-(nvfp4|fp8|instruct|2507)$", "", cut)
-    for name in (plain, tail, SPELLINGS.get(cut, ""), cut):
-        found = registry.find("models", name) if name else ""
-        if found:
-            return found
-    raise Unusable(f"model {text!r} is not in the registry")
-
-
-def _int(row: Mapping[str, Any], key: str, default: int = 0) -> int:
-    value = row.get(key)
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return default
-    if math.isnan(number):
-        return default
-    if not abs(number) < 1e9:
-        raise Unusable(f"{key}={str(value)[:40]} is no count below 1e9")
-    return int(number)
-
-
-def engine_profile(framework: str, version: Any, is_2024: bool = False, asynchronous: bool = False) -> str:
-    """The engine profile of a framework and version; releases whose host loop differs have their own. Unusable if there is none.
-
-    ``asynchronous``: scheduling beside the GPU was switched on, as later releases do unasked.
-    """
-    if "minference" in framework.lower():
-        raise Unusable("sparse attention of MInference is priced as a technique, not as an engine")
-    words = re.split(r"[\s+]", framework.strip().lower())
-    found = FRAMEWORKS.get(words[0])
-    if found is None:
-        raise Unusable(f"engine {framework!r} has no profile; known: {', '.join(sorted(set(FRAMEWORKS.values())))}")
-    digits = re.match(r"(\d+)\.(\d+)", str(version))
-    release = (int(digits[1]), int(digits[2])) if digits else ((0, 0) if is_2024 else (99, 0))
-    name = next((name for upto, name in OLD_RELEASES.get(found, ()) if release < upto), found)
-    return found if asynchronous and name == "vllm-0.12" else name
-
-
-OLD_RELEASES = {"vllm": (((0, 7), "vllm-0.6"), ((0, 14), "vllm-0.12")), "trtllm": (((0, 18), "trtllm-0.15"), ((1, 1), "trtllm-1.0"))}
-"""Engine -> (first release not covered, profile), oldest first."""
-
-
 def _aic_point(name: str, row: Mapping[str, Any], twins: Mapping[tuple[float, float], Mapping[str, Any]]) -> ServePoint:
     model = model_name(str(row["model"]))
     if row["mode"] != "agg":
         return _split_aic_point(name, row, model, twins.get((row["ttft_ms"], row["tpot_ms"]), row))
     moe = registry.model(model).n_experts > 0
     tp, dp, ep = _layout(row, moe)
-    if not _int(row, "concurrency"):
+    if not count(row, "concurrency"):
         raise Unusable("concurrency is not given")
     label = str(row["model"])
     dtype, experts = formats(
@@ -160,8 +105,8 @@ def _aic_point(name: str, row: Mapping[str, Any], twins: Mapping[tuple[float, fl
     )
     known = row.get("measured_date")
     date = known[:10] if isinstance(known, str) else ALWAYS_DATED.get(model, "")
-    isl, osl, gpu = _int(row, "isl"), _int(row, "osl"), registry.accelerator(str(row["gpu"])).name
-    load = _int(row, "concurrency")
+    isl, osl, gpu = count(row, "isl"), count(row, "osl"), registry.accelerator(str(row["gpu"])).name
+    load = count(row, "concurrency")
     release = row.get("framework_version")
     plan, recipe = _launched(
         str(row["framework"]), release, model, gpu, date, "" if date else AIC, (isl, osl, load), (tp, dp, ep), dtype, experts
@@ -229,8 +174,8 @@ def _layout(row: Mapping[str, Any], moe: bool) -> tuple[int, int, int]:
     the node's width as both tp and attention dp, and their product as ep (tp 4, dp 4, ep 16 on four GPUs): such vLLM runs were launched
     with --tensor-parallel-size and --enable-expert-parallel alone.
     """
-    tp, dp = _int(row, "tp_size", 1), max(_int(row, "attention_dp_size", 1), 1)
-    moe_tp, ep = max(_int(row, "moe_tp_size", 1), 1), max(_int(row, "moe_ep_size", 1), 1)
+    tp, dp = count(row, "tp_size", 1), max(count(row, "attention_dp_size", 1), 1)
+    moe_tp, ep = max(count(row, "moe_tp_size", 1), 1), max(count(row, "moe_ep_size", 1), 1)
     if moe and tp * dp > NODE_GPUS and moe_tp == ep and ep * ep == tp * dp and 1 in (tp, dp):
         return (ep, 1, ep) if dp == 1 else (1, ep, ep)
     if moe and dp > 1 and tp == dp and (moe_tp, ep) == (1, tp * dp):
@@ -294,7 +239,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     metric, factor = METRICS.get(str(row["metric"]), ("", 0.0))
     if not metric:
         raise Unusable(f"metric {row['metric']} is not a serving metric that is predicted")
-    if str(row.get("disagg")).lower() == "true" or _int(row, "prefill_gpus"):
+    if str(row.get("disagg")).lower() == "true" or count(row, "prefill_gpus"):
         engine = FRAMEWORKS.get(str(row["framework"]).lower(), "")
         asked = truth_asked(row, model_name(str(row["model"])), engine)
         measured = {metric: float(row["value"]) * factor}
@@ -303,19 +248,19 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     if row.get("spec_decode") == "mtp":
         raise Unusable("speculative decoding with an unpublished acceptance rate")
     source = str(row["source"])
-    isl, osl = _int(row, "isl"), _int(row, "osl") or (GPT_FAST_TOKENS if source.startswith("gpt-fast") else 0)
+    isl, osl = count(row, "isl"), count(row, "osl") or (GPT_FAST_TOKENS if source.startswith("gpt-fast") else 0)
     if not isl or not osl:
         raise Unusable("prompt or answer length is not published")
     static = any(word in source for word in STATIC_SOURCES)
     gpu = registry.accelerator(re.sub(r"\s*\(.*\)$", "", str(row["gpu"]))).name
     model = model_name(str(row["model"]))
-    tp = _int(row, "tp", 1) or 1
-    n_gpus = _int(row, "num_gpus", tp) or tp
-    dp, ep = max(_int(row, "dp_attention", 1), 1), max(_int(row, "ep", 1), 1)
-    pp = max(_int(row, "pp", 1), 1)
+    tp = count(row, "tp", 1) or 1
+    n_gpus = count(row, "num_gpus", tp) or tp
+    dp, ep = max(count(row, "dp_attention", 1), 1), max(count(row, "ep", 1), 1)
+    pp = max(count(row, "pp", 1), 1)
     if tp * dp * pp > n_gpus or n_gpus % (tp * dp * pp):
         raise Unusable(f"tp={tp}, pp={pp} with attention dp={dp} does not divide {n_gpus} GPUs")
-    load = _int(row, "batch") if static else _int(row, "concurrency")
+    load = count(row, "batch") if static else count(row, "concurrency")
     offline = source.startswith("TensorRT-LLM perf-overview v0.15")
     if not load and not offline:
         raise Unusable("neither concurrency nor batch is published")

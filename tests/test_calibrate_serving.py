@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from roofplan.calibrate.serving_fit import fit_engine
 from roofplan.calibrate.serving_formats import Unusable
-from roofplan.calibrate.serving_points import ServePoint, engine_profile, model_name, read_points
+from roofplan.calibrate.serving_names import engine_profile, model_name
+from roofplan.calibrate.serving_points import ServePoint, read_points
 from roofplan.calibrate.serving_predict import predict
 from roofplan.calibrate.serving_recipes import Recipe
 from roofplan.calibrate.validate_cli import validate
