@@ -127,7 +127,7 @@ def kinds_of(ask: ServeAsk, system: ServeSystem, rejected: Rejected) -> Kinds:
                 mixed.append(kind)
                 if budget == space.prefill_budget(ask, plan.dp):
                     decode += [_decoder(ask, load, kind)] if not plan.kv_tiers else []
-                    prefill += [kind] if not plan.speculation else []
+                    prefill.append(kind)
     return Kinds(mixed=tuple(mixed), prefill=tuple(prefill), decode=tuple(decode), n_candidates=n)
 
 
@@ -175,7 +175,7 @@ def candidates(ask: ServeAsk, kinds: Kinds) -> list[Candidate]:
     sizes = group_sizes(ask)
     for first in kinds.prefill:
         for second in kinds.decode:
-            if space.same_formats(first.plan, second.plan):
+            if space.one_pair(first.plan, second.plan):
                 found += _groups(first, second, sizes)
     return found
 

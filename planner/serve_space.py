@@ -106,9 +106,13 @@ def options(ask: ServeAsk, plan: EnginePlan) -> Iterator[EnginePlan]:
             yield from (dataclasses.replace(c, speculation=ask.speculation) for c in caches)
 
 
-def same_formats(first: EnginePlan, second: EnginePlan) -> bool:
-    """Whether two layouts hold equal numbers, so that one may go on from the other's KV."""
-    return all(getattr(first, name) == getattr(second, name) for name in ("weight_dtype", "experts_in", "kv_dtype"))
+def one_pair(first: EnginePlan, second: EnginePlan) -> bool:
+    """Whether the second layout may go on from the first's KV: equal formats, and a draft on both or on neither.
+
+    A draft has a cache of its own, which prompts have to pass through; vLLM and SGLang want the same speculation on both sides.
+    """
+    same = all(getattr(first, name) == getattr(second, name) for name in ("weight_dtype", "experts_in", "kv_dtype"))
+    return same and (first.speculation is None) == (second.speculation is None)
 
 
 def host_tier(ask: ServeAsk, plan: EnginePlan) -> KvTier | None:

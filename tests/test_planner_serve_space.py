@@ -12,10 +12,10 @@ from roofplan.planner.serve_space import (
     describe,
     formats,
     host_tier,
+    one_pair,
     options,
     parallel,
     prefill_budget,
-    same_formats,
 )  # fmt: skip
 from roofplan.scenarios.serving import EnginePlan
 from roofplan.scenarios.serving_parts import Speculation
@@ -81,11 +81,14 @@ def test_a_checkpoint_is_served_in_its_own_format():
     assert ("fp8_block", "", "fp8") in formats(ask(model_name="mixtral-8x7b", allow_quant=True))
 
 
-def test_pools_of_one_group_hold_equal_numbers():
+def test_pools_of_one_group_hold_equal_numbers_and_both_draft_or_neither():
     one = EnginePlan(tp=2, weight_dtype="fp8", kv_dtype="fp8")
-    assert same_formats(one, dataclasses.replace(one, tp=4, expert_dtype="fp8"))
-    assert not same_formats(one, dataclasses.replace(one, kv_dtype="bf16"))
-    assert not same_formats(one, dataclasses.replace(one, expert_dtype="mxfp4"))
+    assert one_pair(one, dataclasses.replace(one, tp=4, expert_dtype="fp8"))
+    assert not one_pair(one, dataclasses.replace(one, kv_dtype="bf16"))
+    assert not one_pair(one, dataclasses.replace(one, expert_dtype="mxfp4"))
+    guess = dataclasses.replace(one, speculation=Speculation(method="chain", draft_tokens=3, accept_frac=0.7))
+    assert not one_pair(one, guess)
+    assert one_pair(guess, dataclasses.replace(guess, tp=4))
 
 
 def test_hashes_turn_the_prefix_cache_on_and_offer_host_memory():
