@@ -37,14 +37,22 @@ def serving_page(out: Mapping[str, Any], result: ServeResult, logs: Mapping[str,
     """The page as text; ``out`` is the run's stable JSON form. Needs no network to open. Equal runs give equal pages."""
     figures = [latency_figure(result), load_figure(result)]
     if any(len(log.columns()["start_ps"]) for log in logs.values()):
-        figures.append(levels_figure(logs, out["kv_blocks"]))
+        figures.append(levels_figure(logs, {pool["name"]: pool["kv_blocks"] for pool in out["pools"]}))
     drawn = [
         figure.to_html(full_html=False, include_plotlyjs="inline" if not i else False, div_id=f"figure{i}", config={"displaylogo": False})
         for i, figure in enumerate(figures)
     ]
     title = escape(f"{out['model']} on {out['n_gpus']} x {out['gpu']}")
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
-    return head + summary(out) + "".join(drawn) + "</html>\n"
+    return head + played(out) + summary(out) + "".join(drawn) + "</html>\n"
+
+
+def played(out: Mapping[str, Any]) -> str:
+    """What was played, in a sentence: the requests, the pools and their GPUs, the engine, the promises and the seed; then the notes."""
+    pools = " + ".join(f"{p['n_replicas']} x {p['name']} on {p['gpus_each']} GPUs" for p in out["pools"])
+    promised = ", ".join(f"{name.removesuffix('_s').upper()} {value:,g} s" for name, value in out["slo"].items() if value is not None)
+    text = f"{out['n_requests']:,} requests ({out['trace']}); {pools}; {out['plan']['engine']}; {promised or 'no latency promised'}"
+    return "".join(f"<p>{escape(line)}.</p>" for line in (f"{text}; seed {out['seed']}", *out["notes"]))
 
 
 def summary(out: Mapping[str, Any]) -> str:
@@ -81,8 +89,8 @@ def latency_figure(result: ServeResult) -> Any:
         keep = np.unique(np.linspace(0, len(at) - 1, MAX_POINTS).astype(int)) if len(at) else np.zeros(0, int)
         share = (keep + 1) / max(len(at), 1)
         figure.add_scatter(x=at[keep].tolist(), y=share.tolist(), mode="lines", name=name.removesuffix("_s").upper())
-    figure.update_xaxes(type="log", title="seconds").update_yaxes(title="share of requests", tickformat=".0%")
-    return figure.update_layout(title="Latency", template="plotly_white", height=380)
+    figure.update_xaxes(type="log", title="seconds, logarithmic").update_yaxes(title="share of requests", tickformat=".0%", range=[0, 1.02])
+    return figure.update_layout(title="Latency: share of requests within a time", template="plotly_white", height=380)
 
 
 def load_figure(result: ServeResult) -> Any:
@@ -93,23 +101,23 @@ def load_figure(result: ServeResult) -> Any:
         figure.add_scatter(x=x, y=bins[key].tolist(), mode="lines", name=label)
     figure.add_scatter(x=x, y=bins["n_in_system"].tolist(), mode="lines", name="in the system", yaxis="y2")
     return figure.update_layout(
-        title="Load", template="plotly_white", height=380, xaxis={"title": "seconds"},
+        title="Load", template="plotly_white", height=380, xaxis={"title": "seconds", "rangemode": "tozero"},
         yaxis={"title": "requests a second", "rangemode": "tozero"},
         yaxis2=RIGHT | {"title": "requests in the system", "rangemode": "tozero"},
         legend={"orientation": "h", "y": -0.25},
     )  # fmt: skip
 
 
-def levels_figure(logs: Mapping[str, StepLog], blocks_each: int) -> Any:
-    """Waiting and decoding requests, and the share of KV blocks in use, over all replicas."""
+def levels_figure(logs: Mapping[str, StepLog], blocks: Mapping[str, int]) -> Any:
+    """Waiting and decoding requests, and the share of KV blocks in use, over all replicas; ``blocks`` of a replica, by its pool's name."""
     levels, figure = levels_over_time(logs), plotly().Figure()
-    x, total = levels["time_s"].tolist(), blocks_each * len(logs)
+    x, total = levels["time_s"].tolist(), sum(blocks[name.rpartition(" ")[0]] for name in logs)
     for key, label in (("n_waiting", "waiting"), ("n_decoding", "decoding")):
         figure.add_scatter(x=x, y=levels[key].tolist(), mode="lines", name=label)
     used = 1 - levels["free_blocks"] / max(total, 1)
     figure.add_scatter(x=x, y=used.tolist(), mode="lines", name="KV blocks in use", yaxis="y2")
     return figure.update_layout(
-        title="Queue and KV cache", template="plotly_white", height=380, xaxis={"title": "seconds"},
+        title="Queue and KV cache", template="plotly_white", height=380, xaxis={"title": "seconds", "rangemode": "tozero"},
         yaxis={"title": "requests", "rangemode": "tozero"},
         yaxis2=RIGHT | {"title": "KV blocks in use", "tickformat": ".0%", "range": [0, 1]},
         legend={"orientation": "h", "y": -0.25},

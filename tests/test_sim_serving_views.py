@@ -15,8 +15,9 @@ from roofplan.sim.arrivals import poisson
 from roofplan.sim.serve_result import ServeResult
 from roofplan.sim.serving import simulate_serving
 from roofplan.sim.serving_frames import csv_text, frame, levels_over_time, over_time, request_columns, step_columns
-from roofplan.sim.serving_page import serving_page
+from roofplan.sim.serving_page import levels_figure, serving_page
 from roofplan.sim.serving_trace import serving_trace
+from roofplan.sim.step_log import COLUMNS, StepLog
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +133,13 @@ def test_page_says_when_the_system_is_overloaded(result: ServeResult) -> None:
         "model": "m<1>", "n_gpus": 2, "gpu": "g", "saturated": True, "saturation": {"growth": 0.5}, "n_requests": 60, "n_rejected": 0,
         "ttft_s": zero, "tpot_s": zero, "itl_s": zero, "e2e_s": zero, "output_tokens_per_s": 1.0, "goodput_per_s": 1.0, "preemptions": 0,
         "cache_hit_frac": 0.0, "busy_frac": 1.0, "cost_usd_per_mtoken": 1.0, "energy_j_per_token_at_tdp": 1.0, "kv_blocks": 10,
+        "pools": [{"name": "mixed", "n_replicas": 2, "gpus_each": 1, "kv_blocks": 10}], "slo": {"ttft_s": 2.0, "tpot_s": None},
+        "trace": "made up", "plan": {"engine": "vllm"}, "seed": 3, "notes": ["one was turned away"],
     }  # fmt: skip
     page = serving_page(out, result, {})
     assert "Overloaded: TTFT grows by 0.50 s every second" in page
     assert "m&lt;1&gt;" in page
+    assert "<p>60 requests (made up); 2 x mixed on 1 GPUs; vllm; TTFT 2 s; seed 3.</p><p>one was turned away.</p>" in page
     assert "Queue and KV cache" not in page
     assert serving_page(out, result, {}) == page
 
@@ -161,3 +165,12 @@ def test_mistakes_get_a_sentence(words: list[str], sentence: str, capsys: pytest
         command(*words)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_share_of_kv_blocks_counts_each_pools_own() -> None:
+    pytest.importorskip("plotly", reason="the report extra is not installed")
+    logs = {"prefill 0": StepLog(), "decode 0": StepLog()}
+    for log, free in zip(logs.values(), (100, 10), strict=True):
+        log.add(*(free if name == "free_blocks" else 10 * (name == "end_ps") for name in COLUMNS))
+    drawn = levels_figure(logs, {"prefill": 100, "decode": 20})
+    assert max(drawn.data[2].y) == pytest.approx(10 / 120)
