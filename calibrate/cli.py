@@ -17,6 +17,7 @@ from ..scenarios.calibration import Calibration, load_calibration, read_calibrat
 from ..scenarios.errors import BadInput
 from ..scenarios.load import DATA_DIR
 from ..scenarios.store import check_folder, check_place, write_files, write_text
+from ..scenarios.terminal import print_table
 from .check import Checked, check_rows, coverage, reasons, summary, unpriced_tables
 from .fitting import fit_folder, score_folder
 from .framework_cli import framework_command
@@ -205,7 +206,7 @@ def _show(table: Table, result: dict[str, Any], json_to: str | None) -> None:
         return
     if json_to:
         write_text(text, json_to, "--json")
-    Console().print(table)
+    print_table(table)
 
 
 class _bar:  # noqa: N801  (a context manager used like a function)

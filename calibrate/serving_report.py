@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ..scenarios.units import show_number
+
 
 def points_table(result: dict[str, Any]) -> Table:
     """Errors by source and metric of ``validate_serving``."""
@@ -27,5 +29,6 @@ def log_table(result: dict[str, Any]) -> Table:
     for column in ("metric", "stat", "measured", "predicted", "error"):
         table.add_column(column, justify="left" if column in ("metric", "stat") else "right")
     for row in result["rows"]:
-        table.add_row(row["metric"], row["stat"], f"{row['published']:.4g}", f"{row['predicted']:.4g}", f"{row['error_frac']:+.1%}")
+        numbers = [show_number(row[name], 4) for name in ("published", "predicted")]
+        table.add_row(row["metric"], row["stat"], *numbers, f"{row['error_frac']:+.1%}")
     return table

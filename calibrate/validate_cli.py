@@ -16,6 +16,8 @@ from rich.table import Table
 from ..scenarios.errors import BadInput, CheckFailed, RoofplanError
 from ..scenarios.reference import select
 from ..scenarios.store import check_place, write_text
+from ..scenarios.terminal import print_table
+from ..scenarios.units import show_number
 from .serving_report import log_table, points_table
 from .training_report import tables as training_tables
 from .training_report import validate_training
@@ -86,9 +88,8 @@ def _write(result: dict[str, Any], shown: list[Table], json_to: str | None) -> N
         return
     if json_to:
         write_text(text, json_to, "--json")
-    console = Console()
     for table in shown:
-        console.print(table)
+        print_table(table)
 
 
 def case_table(result: dict[str, Any]) -> Table:
@@ -105,8 +106,8 @@ def case_table(result: dict[str, Any]) -> Table:
         table.add_row(
             row["case"],
             *(row[name] for name in words),
-            f"{row['published']:,.4g}",
-            f"{row['predicted']:,.4g}",
+            show_number(row["published"], 4),
+            show_number(row["predicted"], 4),
             f"{100 * row['error_frac']:+.1f} %",
             f"{100 * row['tolerance_frac']:.1f} %",
             f"[{colours[row['status']]}]{row['status']}[/]",

@@ -174,11 +174,10 @@ def show(answer: dict[str, Any], json_to: str | None) -> None:
         write_json(answer, json_to)
     if json_to == "-":
         return
-    from rich.console import Console
-
+    from ..scenarios.terminal import Terminal
     from .report import print_report
 
-    print_report(answer, Console(soft_wrap=False))
+    print_report(answer, Terminal(soft_wrap=False))
 
 
 def plan_main() -> NoReturn:

@@ -23,7 +23,7 @@ def models(json_to: str | None, words: tuple[str, ...]) -> None:
     """List the models, or those whose name has all WORDS."""
     found = [load(ModelSpec, path) for stem, path in names("models").items() if all(w.lower() in stem for w in words)]
     rows = [_model_row(m) for m in found]
-    columns = {"name": "name", "parameters": "params", "active": "active_params", "layers": "n_layers", "hidden": "hidden",
+    columns = {"name": "name", "params": "params", "active": "active_params", "layers": "n_layers", "hidden": "hidden",
                "heads": "n_heads", "KV": "n_kv_heads", "context": "max_seq_tokens"}  # fmt: skip
     _show({"models": rows}, rows, columns, json_to)
 
@@ -70,26 +70,26 @@ def _show(data: dict[str, Any], rows: list[dict[str, Any]], columns: dict[str, s
         write_json(data, json_to)
     if json_to == "-":
         return
-    from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    from ..scenarios.terminal import print_table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in columns:
         table.add_column(
             title, justify="left" if title in ("name", "efficiencies", "exactness", "switched on in") else "right", no_wrap=True
         )
     for row in rows:
         table.add_row(*(_cell(key, row[key]) for key in columns.values()))
-    Console().print(table)
+    print_table(table)
 
 
 def _cell(key: str, value: Any) -> str:
     """A number with its unit, short."""
     if key.endswith("params"):
-        return f"{value / 1e9:,.4g} B"
+        return f"{value / 1e9:,.4g}B"
     units = {"_bytes": (1e9, "GB"), "_bytes_per_s": (1e12, "TB/s"), "_flops_per_s": (1e12, "T")}
     for suffix, (scale, unit) in units.items():
         if key.endswith(suffix):
-            return f"{value / scale:,.4g} {unit}" if value else "-"
+            return f"{value / scale:,.4g}{unit}" if value else "-"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -18,15 +18,14 @@ MAX_BYTES = 64 * 2**20
 @click.argument("file")
 def report(file: str) -> None:
     """Show the answer saved in FILE by `plan --json FILE`."""
-    from rich.console import Console
-
+    from ..scenarios.terminal import Terminal
     from . import report as training
     from . import serve_report as serving
 
     data = read_answer(Path(file))
     try:
         show = serving.print_report if data["scenario"].get("task") == "serve" else training.print_report
-        show(data, Console())
+        show(data, Terminal())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadFile(f"{file}: not an answer of plan --json: {type(error).__name__} {error}") from None
 

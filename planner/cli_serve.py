@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..scenarios import registry
 from ..scenarios.calibration import Calibration, read_calibration
 from ..scenarios.errors import BadInput
@@ -18,6 +16,7 @@ from ..scenarios.hardware import Cluster
 from ..scenarios.load import by_name
 from ..scenarios.serving import serving_engine
 from ..scenarios.serving_text import read_speculation
+from ..scenarios.terminal import Terminal
 from ..scenarios.units import show_number
 from ..sim.serve_flags import read, seconds, tokens
 from ..sim.serving_metrics import Slo
@@ -64,7 +63,7 @@ def plan_serve(flags: Mapping[str, Any], json_to: str | None) -> int:
     if json_to:
         write_json(data, json_to)
     if json_to != "-":
-        print_report(data, Console())
+        print_report(data, Terminal())
         if written:
             print(f"Wrote {written} files to {flags['out']}.")
     return OK if kept else FAILED

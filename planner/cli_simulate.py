@@ -11,6 +11,7 @@ import click
 from ..scenarios.errors import BadFile, BadInput
 from ..scenarios.plan import ParallelPlan
 from ..scenarios.scenario import Scenario
+from ..scenarios.units import show_number
 from ..scenarios.workload import TrainWorkload
 from .answer import write_json
 from .cli_report import read_answer
@@ -62,8 +63,9 @@ def replay(file: str, rank: int, perfetto: str | None, jitter: float, seed: int,
     if json_to:
         write_json(data, json_to)
     if json_to != "-":
-        print(f"step {played.step_time_s:.4g} s played, {expected:.4g} s in closed form ({data['closed_form_error_frac']:+.2%})")
-        print(f"bubble {played.pipeline.bubble_frac:.1%} of the ranks' time; at most {data['peak_in_flight']:.3g} micro-batches in flight")
+        times, error = [show_number(value, 4) for value in (played.step_time_s, expected)], data["closed_form_error_frac"]
+        print(f"step {times[0]} s played, {times[1]} s in closed form ({error:+.2%})")
+        print(f"bubble {played.pipeline.bubble_frac:.1%} of the ranks' time; at most {data['peak_in_flight']:,g} micro-batches in flight")
         if perfetto:
             print(f"Wrote {perfetto}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from ..scenarios.units import show_bytes, show_tokens
+from ..scenarios.units import show_bytes, show_number, show_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,7 @@ def _print_plans(data: dict[str, Any], console: Console) -> None:
         gpus = f" on {plan['n_gpus']:,} GPUs" if plan["n_gpus"] != data["scenario"]["n_gpus"] else ""
         numbers = (
             f"{show_seconds(plan['step_time_s']):>9}{plan['tokens_per_s_per_gpu']:>10,.0f}{plan['mfu_frac']:>7.1%}"
-            f"{show_bytes(memory['total_bytes']):>10}{f'{cost:.3g}' if cost else '-':>7}"
+            f"{show_bytes(memory['total_bytes']):>10}{show_number(cost) if cost else '-':>7}"
         )
         degrees = plan["summary"]["degrees"] + gpus
         if len(degrees) > 30:
@@ -76,4 +76,4 @@ def show_seconds(value: float) -> str:
     """Seconds with three digits: ``412 ms``, ``3.21 s``, ``1,234 s``, ``2.5 h``."""
     if value >= 7200:
         return f"{value / 3600:,.3g} h" if value < 3.6e6 else f"{value / 3600:,.0f} h"
-    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
+    return f"{show_number(value * 1e3)} ms" if value < 1 else f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"

@@ -107,7 +107,7 @@ def _quantised(ask: ServeAsk) -> str:
 
 def _slower(ask: ServeAsk, decision: ServeDecision) -> str:
     best = max((c.goodput_per_s for c in decision.choices), default=0.0)
-    return f"--rate {best:.4g} fits" if best and ask.rate_per_s else ""
+    return f"--rate {show_number(best, 4).replace(',', '')} fits" if best and ask.rate_per_s else ""
 
 
 def _shorter(ask: ServeAsk, decision: ServeDecision) -> str:

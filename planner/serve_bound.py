@@ -19,6 +19,7 @@ import numpy as np
 from ..costmodels.pipeline_times import PipelineTimes
 from ..costmodels.step_times import PS, StepTimes
 from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload
+from ..scenarios.units import show_number
 from ..sim.replica_kind import ReplicaModel
 from ..sim.serving_metrics import Slo
 
@@ -90,10 +91,10 @@ def serve_bounds(load: Load, plan: EnginePlan, kind: ReplicaModel, slo: Slo) -> 
     floors = Bounds(ttft_s=float(ttft.mean()), tpot_s=float(step.mean()), e2e_s=float((ttft + steps * step).mean()))
     if np.mean(ttft <= slo.ttft_s) * fits.mean() < ATTAIN_FRAC:
         least = np.quantile(ttft, ATTAIN_FRAC)
-        return replace(floors, why=f"ttft: the prompt alone takes {least:.3g} s of the promised {slo.ttft_s:.3g} s")
+        return replace(floors, why=f"ttft: the prompt alone takes {show_number(least)} s of the promised {show_number(slo.ttft_s)} s")
     if np.mean((step <= slo.tpot_s) | (steps == 0)) * fits.mean() < ATTAIN_FRAC:
         least = np.quantile(step, ATTAIN_FRAC)
-        return replace(floors, why=f"tpot: one token takes {least:.3g} s of the promised {slo.tpot_s:.3g} s")
+        return replace(floors, why=f"tpot: one token takes {show_number(least)} s of the promised {show_number(slo.tpot_s)} s")
 
     a = float(steps.mean()) / tokens_a_step
     own = float(np.mean(steps / tokens_a_step * ((u if plan.prefix_cache else prompt) + steps / 2)))

@@ -114,7 +114,7 @@ class Steady:
                 out.setdefault("rate", []).append(f"{text}: at most {show_number(fleet[1] * c.bound_per_s)} requests/s")
             elif fleet not in self.played:
                 reason = "bound" if self.hope(fleet) <= best else "unplayed"
-                out.setdefault(reason, []).append(f"{text}: no less than {c.e2e_s:.3g} s a request")
+                out.setdefault(reason, []).append(f"{text}: no less than {show_number(c.e2e_s)} s a request")
             elif self.score(fleet) == -math.inf:
                 out.setdefault("promises", []).append(f"{text}: {self.played[fleet].limit} is missed")
             elif id(c) not in shown:

@@ -140,4 +140,4 @@ def notes(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice]) -> li
 
 def show_s(value: float) -> str:
     """Seconds with three digits."""
-    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+    return f"{show_number(value * 1e3)} ms" if value < 1 else f"{show_number(value)} s"

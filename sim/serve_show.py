@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from ..scenarios.terminal import Terminal, print_table
 from ..scenarios.units import show_bytes, show_number
 
 
@@ -16,11 +16,11 @@ def show(out: Mapping[str, Any]) -> None:
 
     Answers of one token have no time between tokens: a dash.
     """
-    console = Console()
+    console = Terminal()
     title = f"{out['model']} on {out['n_gpus']} x {out['gpu']}: {out['n_requests']:,} requests, {out['n_iterations']:,} steps"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("latency", "mean", "p50", "p90", "p95", "p99", "p99.9"):
-        table.add_column(column, justify="left" if column == "latency" else "right")
+        table.add_column(column, justify="left" if column == "latency" else "right", no_wrap=True)
     single = not out["tpot_s"]["mean"]
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
         absent = single and name in ("tpot_s", "itl_s")
@@ -28,7 +28,8 @@ def show(out: Mapping[str, Any]) -> None:
     if out["saturated"]:
         growth = out["saturation"]["growth"]
         console.print(f"[bold red]overloaded[/]: TTFT grows by {growth:.2f} s every second; these averages never settle")
-    console.print(table)
+    console.print(title, highlight=False, markup=False, style="italic")
+    print_table(table)
     for line in [*_lines(out), *(f"Note: {note}" for note in out["notes"])]:
         console.print(line, highlight=False, markup=False)
 
@@ -46,9 +47,9 @@ def _lines(out: Mapping[str, Any]) -> list[str]:
     if idle:
         lines.append(f"pipeline stages idle {', '.join(idle)} of their time")
     if out["links"]:
-        moved = sum(link["n_bytes"] for link in out["links"])
+        moved = sum(link["n_bytes"] for link in out["links"] if link["name"].endswith(">"))
         busiest = max(link["busy_frac"] for link in out["links"])
-        lines.append(f"links carried {show_bytes(moved)}, the busiest {busiest:.0%} of the run")
+        lines.append(f"{show_bytes(moved)} of KV moved, the busiest link busy {busiest:.1%} of the run")
     if out["cache_hit_frac"]:
         saved = ", ".join(f"{tier['name']} {tier['hit_tokens']:,}" for tier in out["cache_tiers"])
         lines.append(f"prefix cache: {out['cache_hit_frac']:.1%} of prompt tokens ({saved} tokens)")

@@ -132,6 +132,12 @@ def test_serving_rows_with_odd_cells_are_skipped_with_the_reason(tmp_path: Path)
     assert len(result["skipped"]) == 3
 
 
+def test_published_tokens_are_written_out() -> None:
+    shown = CliRunner().invoke(validate, ["alst-h100-8"], env={"COLUMNS": "30"}).stdout
+    assert "3,700,000" in shown
+    assert "…" not in shown
+
+
 @pytest.mark.parametrize("columns", [80, 140])
 def test_the_table_of_cases_fits_the_terminal(columns: int) -> None:
     lines = CliRunner().invoke(validate, ["bigmac"], env={"COLUMNS": str(columns)}).stdout.splitlines()

@@ -71,6 +71,7 @@ def test_models_and_gpus(call: Any) -> None:
         code, out, _ = call(command)
         assert code == 0
         assert max(len(line) for line in out.splitlines()) <= 80
+        assert "…" not in out
 
 
 def test_techniques_say_what_they_lose(call: Any) -> None:

@@ -109,6 +109,8 @@ def test_the_report_reads_the_json_alone(decided):
     assert "rank 2" in text
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (123.4, "123 s")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0123, "12.3 ms"), (0.9996, "1,000 ms"), (1.5, "1.5 s"), (123.4, "123 s"), (1234.5, "1,230 s")]
+)
 def test_seconds_with_three_digits(seconds, shown):
     assert show_s(seconds) == shown

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from ...scenarios.technique import technique
-from ...scenarios.units import show_tokens
+from ...scenarios.units import show_number, show_tokens
 from .target import CannotExpress, Job
 
 FACTS = {
@@ -79,7 +79,7 @@ def _prediction(job: Job) -> str:
         "step time": ("step_time_s", lambda v: f"{v:,.2f} s{error}"),
         "throughput": ("tokens_per_s_per_gpu", lambda v: f"{v:,.0f} tokens/s/GPU"),
         "MFU (causal, no recompute counted)": ("mfu_frac", lambda v: f"{v:.1%}"),
-        "cost": ("cost_usd_per_mtoken", lambda v: f"${v:,.4g} per million tokens"),
+        "cost": ("cost_usd_per_mtoken", lambda v: f"${show_number(v, 4)} per million tokens"),
         "most of the step": ("bottleneck", str),
         "limit that binds": ("binding_limit", str),
     }
