@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,7 @@ def test_comparison(folder: Path) -> None:
         }, abs=1e-9
     )  # fmt: skip
     assert "-20.0%" in done.stdout
+    assert [runpy.run_path(str(folder / "compare.py"))["number"](value) for value in (0.1234567, 123456.7)] == ["0.12346", "123,457"]
     assert "expected error of the prediction: 10%" in done.stdout
 
 

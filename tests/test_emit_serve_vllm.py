@@ -191,6 +191,7 @@ def test_replica_over_two_nodes(tmp_path: Path) -> None:
     found = flags(call)
     assert (found["nnodes"], found["node-rank"], found["master-addr"]) == ("2", "0", "first")
     assert "headless" not in found
+    assert found["port"] == "8000"  # where bench.sh asks, as no router stands before it
     [call] = calls_of("vllm/launch.sh", files, tmp_path, NODE_RANK="1", **both)
     assert flags(call) | {"node-rank": "1", "master-addr": "first", "headless": True} == flags(call)
     with pytest.raises(AssertionError, match="HOSTS names 1 nodes, 2 are needed"):

@@ -74,7 +74,7 @@ def describe(job: ServeJob, role: Role, plan: EnginePlan) -> str:
     options = [
         f"weights {plan.weight_dtype}" + (f", experts {plan.expert_dtype}" if plan.expert_dtype else ""),
         f"KV {plan.kv_dtype}",
-        f"{limit.token_budget:,} tokens and {limit.max_num_seqs:,} sequences a step",
+        f"{limit.token_budget:,} tokens and {limit.max_num_seqs:,} sequences a step" + (" of each dp rank" if plan.dp > 1 else ""),
         "prefix cache" if plan.prefix_cache else "",
         f"{plan.redundant_experts} redundant experts" if plan.redundant_experts else "",
         *(f"KV tier {tier.name} of {tier.capacity_bytes / 1e9:,.0f} GB" for tier in plan.kv_tiers),

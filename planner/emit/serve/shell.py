@@ -102,9 +102,9 @@ def launcher(job: ServeJob, engine: str, exports: Sequence[str] = ()) -> str:
     """
     found = parts(job)
     n_nodes = found[-1].node + 1
-    rows = "".join(f"  {shlex.quote(_row(part))}\n" for part in found)
+    rows = "".join(f"  {shlex.quote(_row(job, part))}\n" for part in found)
     node = 'NODE_RANK="${NODE_RANK:-${SLURM_NODEID:?set NODE_RANK to 0 ... ' + f'{n_nodes - 1}, another on each node}}}}"\n'
-    what = f"{engine}: {job.deployment.n_replicas + job.deployment.n_prefill} replicas on {n_nodes} node(s) and their router."
+    what = f"{engine}: {job.deployment.n_replicas + job.deployment.n_prefill} replica(s) on {n_nodes} node(s){' and their router' if has_router(job) else ''}."
     set_for_each = " ".join(
         ['CUDA_VISIBLE_DEVICES="$gpus"', 'PORT="$port"', 'REPLICA_RANK="$rank"', 'MASTER_ADDR="${hosts[$master]}"', *exports]
     )
@@ -124,9 +124,10 @@ def launcher(job: ServeJob, engine: str, exports: Sequence[str] = ()) -> str:
     )
 
 
-def _row(part: Part) -> str:
-    gpus = ",".join(map(str, part.gpus))
-    return f"{part.role}.sh {part.node} {gpus} {part.port} {part.rank} {part.master}"
+def _row(job: ServeJob, part: Part) -> str:
+    """A line of PARTS; a lone replica listens where a router would, which is where the benchmark asks."""
+    gpus, port = ",".join(map(str, part.gpus)), part.port if has_router(job) else ROUTER_PORT
+    return f"{part.role}.sh {part.node} {gpus} {port} {part.rank} {part.master}"
 
 
 def has_router(job: ServeJob) -> bool:

@@ -74,13 +74,17 @@ def at_rate(curve, rate, name):
     return y0 + (y1 - y0) * (rate - x0) / (x1 - x0)
 
 
+def number(value):
+    """Five digits, all of the whole ones."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.5g}"
+
+
 def show(rows, predicted):
     print(f"{predicted['model']} on {predicted['n_gpus']} x {predicted['gpu']}; promised: {predicted['slo'] or 'nothing'}")
     print(f"{'requests/s':>10}  {'metric':<20} {'predicted':>12} {'measured':>12} {'error':>8}")
     for row in rows:
-        print(
-            f"{row['rate_per_s']:>10.4g}  {row['metric']:<20} {row['predicted']:>12.5g} {row['measured']:>12.5g} {row['error_frac']:>+8.1%}"
-        )
+        numbers = [f"{number(row[name]):>12}" for name in ("predicted", "measured")]
+        print(f"{number(row['rate_per_s']):>10}  {row['metric']:<20} {' '.join(numbers)} {row['error_frac']:>+8.1%}")
     if not rows:
         print("no measured rate lies inside the predicted curve")
     expected = predicted.get("error_frac")
