@@ -97,7 +97,7 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array)
     formats = _measured_experts(plan, system)
     if formats:
         split = plan.tp * plan.dp / ep
-        apart = ep > 1 and (plan.all_to_all or plan.tp * plan.dp > GATHER_RANKS)
+        apart = by_all_to_all(plan)
         routing = "balanced" if apart or plan.expert_skew or plan.redundant_experts else ROUTING
 
         def even_s(tokens: Array, top_k: int = model.top_k, n_experts: int = model.n_experts, over: int = ep) -> Array:
@@ -176,6 +176,11 @@ def norms_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -
 
 GATHER_RANKS = 8
 """Up to so many ranks engines gather tokens for the experts; over more, every rank would receive what few of its experts need."""
+
+
+def by_all_to_all(plan: EnginePlan) -> bool:
+    """Whether a rank is sent only the tokens of its own experts (DeepEP), rather than all ranks' tokens."""
+    return plan.ep > 1 and (plan.all_to_all or plan.tp * plan.dp > GATHER_RANKS)
 
 
 def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, moe: bool) -> Array:

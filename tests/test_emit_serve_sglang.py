@@ -123,6 +123,15 @@ def test_replica_over_two_nodes(tmp_path: Path) -> None:
     assert (found["nnodes"], found["node-rank"], found["dist-init-addr"], found["tp-size"]) == ("2", "1", "first:5000", "16")
 
 
+def test_experts_over_more_than_a_node_are_sent_only_their_tokens(tmp_path: Path) -> None:
+    wide = {"dp": 16, "ep": 16, "weight_dtype": "fp8_block"}
+    files = sglang.emit(job_of("deepseek-v3", **wide, prefill=EnginePlan(**wide), n_prefill=1))
+    given = {"REPLICA_RANK": "0", "MASTER_ADDR": "a"}
+    found = [flags(*calls_of(f"sglang/{role}.sh", files, tmp_path, **given)) for role in ("prefill", "decode")]
+    assert [(f["moe-a2a-backend"], f["deepep-mode"]) for f in found] == [("deepep", "normal"), ("deepep", "low_latency")]
+    assert "deepep" not in sglang.emit(job_of("deepseek-v3", dp=8, ep=8, weight_dtype="fp8_block"))["sglang/serve.sh"]
+
+
 def test_long_context(tmp_path: Path) -> None:
     found = served(tmp_path, prompt_tokens=200_000, rope_scaling=True, env={"ROPE_THETA": "500000.0"})
     assert json.loads(found["json-model-override-args"])["rope_parameters"]["factor"] == 2.0

@@ -12,7 +12,7 @@ from roofplan.planner.emit.serve import vllm
 from roofplan.planner.emit.target import CannotExpress
 from roofplan.scenarios.serving import EnginePlan
 from roofplan.scenarios.serving_parts import KvTier, Speculation
-from serve_jobs import calls_of, flags, job_of
+from serve_jobs import calls_of, files_of, flags, job_of
 
 HOST = KvTier(name="host", capacity_bytes=1e11, bytes_per_s=2e10)
 NVME = KvTier(name="nvme", capacity_bytes=1e12, bytes_per_s=5e9)
@@ -204,6 +204,17 @@ def test_data_ranks_over_two_nodes(tmp_path: Path) -> None:
     found = flags(call)
     assert (found["data-parallel-size"], found["data-parallel-size-local"], found["data-parallel-start-rank"]) == ("16", "8", "8")
     assert (found["data-parallel-address"], found["headless"]) == ("a", True)
+
+
+def test_experts_over_more_than_a_node_are_sent_only_their_tokens(tmp_path: Path) -> None:
+    """As they are priced: DeepEP's kernels for prompts in the prefill pool, those for answers elsewhere; up to 8 ranks gather."""
+    wide = {"dp": 16, "ep": 16, "weight_dtype": "fp8_block"}
+    files = vllm.emit(job_of("deepseek-v3", **wide, prefill=EnginePlan(**wide), n_prefill=1))
+    given = {"REPLICA_RANK": "0", "MASTER_ADDR": "a"}
+    sent = [flags(*calls_of(f"vllm/{role}.sh", files, tmp_path, **given))["all2all-backend"] for role in ("prefill", "decode")]
+    assert sent == ["deepep_high_throughput", "deepep_low_latency"]
+    assert "DeepEP" in files_of("deepseek-v3", **wide)["README.md"]
+    assert "all2all" not in vllm.emit(job_of("deepseek-v3", dp=8, ep=8, weight_dtype="fp8_block"))["vllm/serve.sh"]
 
 
 def test_launcher_gives_each_replica_its_gpus(tmp_path: Path) -> None:

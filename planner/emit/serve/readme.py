@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from ....costmodels.serving_ops import by_all_to_all
 from ....scenarios.serving import EnginePlan
 from ....scenarios.serving_parts import Speculation
 from ....scenarios.units import show_number, show_tokens
@@ -101,6 +102,8 @@ def _run(job: ServeJob, engines: Mapping[str, ModuleType], written: Files) -> st
     weights = "The scripts serve the published weights unless `MODEL` names others; they say so where a format has to be made first.\n"
     if job.rope_factor > 1:
         weights += "The stretched positions replace any scaling that the checkpoint has of its own: check its answers at length.\n"
+    if any(plan.dp > 1 and by_all_to_all(plan) for plan in job.plans().values()):
+        weights += "Experts get their tokens by DeepEP's all-to-all, which has to be installed beside the engine.\n"
     nodes = "On several nodes start the launcher on each with `HOSTS` and `NODE_RANK` set, or `sbatch serve.slurm`.\n"
     many = nodes if job.cluster.n_nodes > 1 else ""
     return "## Run it\n\n| engine | files | how |\n|---|---|---|\n" + "\n".join(rows) + f"\n\n{weights}{many}"

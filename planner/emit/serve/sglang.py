@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ....costmodels.serving_ops import by_all_to_all
 from ....scenarios.serving import EnginePlan
 from ....scenarios.serving_parts import Speculation
 from ..target import refuse
@@ -132,6 +133,9 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
     found += [flag(name, size) for name, size in sizes.items() if size > 1]
     if plan.cp > 1:
         found += [flag("attn-cp-size", plan.cp), ("--enable-prefill-cp",), flag("cp-strategy", "zigzag"), ("--enable-kv-cache-sharding",)]
+    if plan.dp > 1 and by_all_to_all(plan):
+        mode = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}[role]
+        found += [flag("moe-a2a-backend", "deepep"), flag("deepep-mode", mode)]
     if plan.redundant_experts:
         found += [("--enable-eplb",), flag("ep-num-redundant-experts", plan.redundant_experts)]
     if plan.weight_dtype in ("bf16", "fp16"):

@@ -104,7 +104,8 @@ def launcher(job: ServeJob, engine: str, exports: Sequence[str] = ()) -> str:
     n_nodes = found[-1].node + 1
     rows = "".join(f"  {shlex.quote(_row(job, part))}\n" for part in found)
     node = 'NODE_RANK="${NODE_RANK:-${SLURM_NODEID:?set NODE_RANK to 0 ... ' + f'{n_nodes - 1}, another on each node}}}}"\n'
-    what = f"{engine}: {job.deployment.n_replicas + job.deployment.n_prefill} replica(s) on {n_nodes} node(s){' and their router' if has_router(job) else ''}."
+    router = " and their router" if has_router(job) else ""
+    what = f"{engine}: {job.deployment.n_replicas + job.deployment.n_prefill} replica(s) on {n_nodes} node(s){router}."
     set_for_each = " ".join(
         ['CUDA_VISIBLE_DEVICES="$gpus"', 'PORT="$port"', 'REPLICA_RANK="$rank"', 'MASTER_ADDR="${hosts[$master]}"', *exports]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....costmodels.serving_ops import by_all_to_all
 from ....scenarios.serving import EnginePlan
 from ....scenarios.serving_parts import Speculation
 from ..target import refuse
@@ -188,6 +189,8 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
     found += [flag(f"{axis}-parallel-size", size) for axis, size in sizes.items() if size > 1]
     if plan.ep > 1:
         found.append(("--enable-expert-parallel",))
+    if plan.dp > 1 and by_all_to_all(plan):  # DeepEP's other kernels are for prompts and allow no CUDA graph
+        found.append(flag("all2all-backend", "deepep_high_throughput" if role == "prefill" else "deepep_low_latency"))
     if plan.redundant_experts:
         found += [("--enable-eplb",), flag("eplb-config", to_flag({"num_redundant_experts": plan.redundant_experts}))]
     if plan.weight_dtype in ("bf16", "fp16"):
