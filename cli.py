@@ -13,7 +13,11 @@ from .scenarios.errors import BadInput
 
 COMMANDS = {
     "plan": ("planner.cli", "plan", "Rank the ways to run a model on a cluster and write the files that run the best."),
-    "simulate": ("planner.cli_simulate", "simulate", "Play one step of a training plan, op by op."),
+    "simulate": (
+        "planner.cli_simulate",
+        "simulate",
+        "Play requests on a serving system, or a step of a saved training plan.",
+    ),
     "calibrate": ("calibrate.cli", "calibrate", "Measure a GPU, import measurements, fit the cost model, check it."),
     "validate": ("calibrate.validate_cli", "validate", "Compare predictions with published and measured runs."),
     "sweep": ("planner.cli_sweep", "sweep", "Plan a grid of sequence lengths, GPU counts and GPUs."),

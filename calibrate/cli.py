@@ -42,7 +42,7 @@ calibrate.add_command(run_command, "run")
 calibrate.add_command(framework_command, "framework")
 
 
-@calibrate.command("import")
+@calibrate.command("import", short_help="Read public measurements into tables.")
 @click.argument("source", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the measurement tables to.")
 @click.option("--framework", default="vllm", show_default=True, help="Whose kernels to take where a package holds several.")
@@ -56,7 +56,7 @@ def import_command(source: Path | None, out: Path, framework: str, origin: str) 
         click.echo(f"{name}: {rows:,} rows")
 
 
-@calibrate.command("fit")
+@calibrate.command("fit", short_help="Fit a calibration per GPU to such tables.")
 @KERNELS
 @GPU
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the calibrations (default: the package's own).")
@@ -87,7 +87,7 @@ def fit_command(
     _show(_plain(rows), {"calibrations": rows}, json_to)
 
 
-@calibrate.command("check")
+@calibrate.command("check", short_help="Price every measured row and report the errors.")
 @KERNELS
 @GPU
 @click.option(

@@ -16,7 +16,7 @@ from .training_price import price_runs
 from .training_rows import read_runs
 
 
-@click.command()
+@click.command(short_help="Fit constants of a training framework to measured runs.")
 @click.argument("name")
 @click.option("--training", type=click.Path(path_type=Path), required=True, help="A table of measured training runs (CSV).")
 @click.option("--free", multiple=True, required=True, metavar="CONSTANT", help=f"A constant to fit (repeatable): {', '.join(BOUNDS)}.")

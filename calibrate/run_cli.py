@@ -11,8 +11,8 @@ from ..scenarios.store import check_folder
 from .run import Bench, Journal, calibrate_run, find_bench
 
 
-@click.command("run")
-@click.option("--minutes", type=float, default=5.0, show_default=True, help="Time to spend in all; 30 gives a full calibration.")
+@click.command("run", short_help="Measure this machine's GPU.")
+@click.option("--minutes", type=float, default=5.0, show_default=True, help="Minutes to spend in all; 30 gives a full calibration.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Table to write (.parquet); its journal lies beside it.")
 def run_command(minutes: float, out: Path) -> None:
     """Measure this machine's GPU: copy and matmul ceilings first, then the kernels and shapes known least well.

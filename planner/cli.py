@@ -78,7 +78,11 @@ def scenario_flags(command: Any) -> Any:
         click.option("--gpu", help="GPU; see `roofplan gpus`.  [default: h100-sxm]"),
         click.option("--cluster", help="Cluster by name, instead of the GPU's default one."),
         click.option("--gpus-per-node", type=int, help="GPUs of a node, if not the cluster's own."),
-        click.option("--objective", type=click.Choice([*OBJECTIVES, "latency"]), help="What to minimise or stretch.  [default: time]"),
+        click.option(
+            "--objective",
+            type=click.Choice([*OBJECTIVES, "latency"]),
+            help="What to minimise or stretch.  [default: time; serving: throughput, or cost without --gpus]",
+        ),
         click.option("--allow", multiple=True, help="Accept less than lossless: quant, lossy:<points>, retrain. Repeatable."),
         click.option("--global-batch", type=int, help="Sequences of a step.  [default: about 4 Mi tokens, 1,024 a GPU if that is more]"),
         click.option("--micro-batch", type=int, help="Sequences of a micro-batch.  [default: searched]"),
@@ -100,7 +104,7 @@ def scenario_flags(command: Any) -> Any:
 @click.option("--scenario", "scenario_file", help="TOML file with any of these settings; flags override it.")
 @scenario_flags
 @click.option("--seq", "seq_tokens", type=Seq(), help="Tokens of a sequence: 131072, 128K, 1M; or max.  [default: 8192]")
-@click.option("--gpus", "n_gpus", type=int, help="Number of GPUs.")
+@click.option("--gpus", "n_gpus", type=int, help="Number of GPUs.  [serving default: the fewest that carry --rate]")
 @click.option("--task", type=click.Choice(TASKS), help="What to plan.  [default: train]")
 @click.option("--top", type=int, help="How many plans to show.  [default: 5]")
 @click.option("--out", help="Folder for the files that run the winner; written whole or not at all.")
@@ -108,8 +112,8 @@ def scenario_flags(command: Any) -> Any:
 @click.option("--isl", help="Serving: prompt tokens, like 4000 or 128K.")
 @click.option("--osl", help="Serving: output tokens.")
 @click.option("--rate", help="Serving: requests a second that must be carried.")
-@click.option("--ttft", help="Serving: promised time to first token, like 2s.")
-@click.option("--tpot", help="Serving: promised time per output token, like 30ms.")
+@click.option("--ttft", help="Serving: promised time to first token of 95 % of requests, like 2s.")
+@click.option("--tpot", help="Serving: promised time per output token of 95 % of requests, like 30ms.")
 @click.option("--trace", help="Serving: a request trace to replay (Azure, Mooncake, BurstGPT, Vidur, vLLM, guidellm); --rate re-times it.")
 @click.option("--concurrency", help="Serving: clients that each wait for their answer, instead of --rate.")
 @click.option("--engine", help="Serving: engine profile: vllm, sglang, trtllm.  [default: vllm]")

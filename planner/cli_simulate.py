@@ -35,8 +35,8 @@ def simulate(words: tuple[str, ...]) -> Any:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file")
 @click.option("--rank", default=1, show_default=True, type=int, help="Which of the file's plans.")
-@click.option("--perfetto", help="Write the timeline for ui.perfetto.dev.")
-@click.option("--jitter", default=0.0, show_default=True, type=float, help="Relative spread of every op's time.")
+@click.option("--perfetto", metavar="FILE", help="Write the timeline for ui.perfetto.dev.")
+@click.option("--jitter", default=0.0, show_default=True, type=float, help="Relative spread of every op's time, 0 to 1.")
 @click.option("--seed", default=0, show_default=True, type=int, help="Seed of the spread.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; `-` prints it and nothing else.")
 def replay(file: str, rank: int, perfetto: str | None, jitter: float, seed: int, json_to: str | None) -> None:

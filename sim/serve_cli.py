@@ -36,7 +36,7 @@ OUTPUTS = {"--perfetto": "perfetto", "--html": "html", "--csv": "csv", "--json":
 """Flag of each file that a run can write -> its parameter."""
 
 
-@click.command("simulate")
+@click.command("simulate", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("scenario", required=False, type=click.Path(path_type=Path))
 @click.option("--model", help="Alias, Hugging Face id, or path of a config.json.")
 @click.option("--gpu", default="h100-sxm", show_default=True, help="GPU or cluster name.")
@@ -45,11 +45,11 @@ OUTPUTS = {"--perfetto": "perfetto", "--html": "html", "--csv": "csv", "--json":
 @click.option("--isl", help="Prompt tokens of a made-up workload.")
 @click.option("--osl", help="Output tokens of a made-up workload.")
 @click.option("--requests", "n_requests", type=click.IntRange(1), help="How many requests (default: the trace; 1000 made up).")
-@click.option("--rate", type=float, help="Requests per second: re-times the arrivals as Poisson.")
+@click.option("--rate", type=float, help="Requests per second, Poisson (see --cv); re-times a trace.")
 @click.option("--concurrency", type=click.IntRange(1), help="Clients that each wait for their answer, in place of --rate.")
 @click.option("--think", help="How long a client of --concurrency thinks between its requests, like 2s.")
 @click.option("--cv", default=1.0, show_default=True, help="Burstiness of --rate: coefficient of variation of the gaps.")
-@click.option("--swing", default=0.0, help="Day and night: the rate swings by this share of itself over a --period.")
+@click.option("--swing", default=0.0, help="Day and night: the rate swings by this share of itself over a --period (0: steady).")
 @click.option("--period", default="24h", show_default=True, help="Length of a day for --swing.")
 @click.option("--burst", metavar="SIZE:GAP", help="SIZE requests at once every GAP, like 32:10s, in place of --rate.")
 @click.option("--length-cv", default=0.0, help="Coefficient of variation of --isl and --osl (log-normal; 0: all equal).")
@@ -63,13 +63,28 @@ OUTPUTS = {"--perfetto": "perfetto", "--html": "html", "--csv": "csv", "--json":
 @click.option("--ffn-gpus", default=0, type=click.IntRange(0), help="GPUs besides these that hold the FFN alone (0: none).")
 @click.option("--expert-skew", default=0.0, help="Zipf exponent of how often experts are chosen (0: evenly).")
 @click.option("--redundant-experts", default=0, type=click.IntRange(0), help="Extra copies of busy experts (EPLB).")
-@click.option("--engine", default="vllm", show_default=True, help="Serving engine profile.")
+@click.option(
+    "--engine", default="vllm", show_default=True, help="Serving engine profile: vllm, sglang, trtllm, or an older one like vllm-0.6."
+)
 @click.option("--policy", type=click.Choice(sorted(POLICIES)), help="Scheduling policy (default: the engine's).")
-@click.option("--chunk", "token_budget", help="Most tokens of one step.")
-@click.option("--max-num-seqs", default=0, type=click.IntRange(0), help="Most sequences of one step (0: the engine's).")
+@click.option(
+    "--chunk", "token_budget", help="Most tokens of one step: of all --dp ranks, of one --pp micro-batch (default: the engine's)."
+)
+@click.option(
+    "--max-num-seqs",
+    default=0,
+    type=click.IntRange(0),
+    help="Most sequences of a replica, over its ranks and micro-batches (0: the engine's).",
+)
 @click.option("--block", "block_tokens", default=0, type=click.IntRange(0), help="Tokens of a KV block (0: the engine's).")
-@click.option("--kv-blocks", default=0, type=click.IntRange(0), help="KV blocks of a replica (0: from memory).")
-@click.option("--preemption", default="recompute", show_default=True, type=click.Choice(["recompute", "swap"]))
+@click.option("--kv-blocks", default=0, type=click.IntRange(0), help="KV blocks of a replica, over its ranks (0: from memory).")
+@click.option(
+    "--preemption",
+    default="recompute",
+    show_default=True,
+    type=click.Choice(["recompute", "swap"]),
+    help="What a request loses without KV room.",
+)
 @click.option("--prefix-cache", is_flag=True, help="Reuse the KV of prompt blocks seen before (needs a trace with hashes).")
 @click.option("--kv-tier", multiple=True, metavar="TIER", help=f"Where prompt blocks go that leave HBM; repeatable: {TIER_FORM}.")
 @click.option("--speculation", metavar="SPEC", help=f"{SPECULATION_FORM}.")
@@ -81,19 +96,19 @@ OUTPUTS = {"--perfetto": "perfetto", "--html": "html", "--csv": "csv", "--json":
 @click.option("--router", default="round-robin", show_default=True, type=click.Choice(ROUTERS), help="Which replica gets a request.")
 @click.option("--prefill", "n_prefill", default=0, type=click.IntRange(0), help="Replicas that only prefill; the others decode (0: mixed).")
 @click.option("--prefill-tp", default=0, type=click.IntRange(0), help="Tensor parallel GPUs of a prefill replica (0: as --tp).")
-@click.option("--prefill-sm", default=0.0, help="Share of each GPU's SMs that prefills while the rest decode (0: no split).")
-@click.option("--kv-overlap", default=0.0, help="Share of a KV transfer that hides behind the prompt's own computation.")
+@click.option("--prefill-sm", default=0.0, help="Share of each GPU's SMs, 0.05 to 0.95, that prefills while the rest decode (0: no split).")
+@click.option("--kv-overlap", default=0.0, help="Share of a KV transfer, 0 to 1, that hides behind the prompt's own computation.")
 @click.option("--nic-per-node", is_flag=True, help="A node's GPUs share one adapter (default: one each).")
 @click.option("--autoscale", metavar="SCALE", help=f"{AUTOSCALE_FORM}.")
-@click.option("--ttft", help="Promised time to first token, like 2s.")
+@click.option("--ttft", help="Promised time to first token, like 2s (goodput counts who keeps all promises).")
 @click.option("--tpot", help="Promised time per output token, like 30ms.")
 @click.option("--e2e", help="Promised time to the last token, like 20s.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of arrivals, lengths and acceptance.")
 @click.option("--perfetto", metavar="FILE", help="Write the engine steps and requests for ui.perfetto.dev.")
 @click.option("--window", metavar="FROM..TO", help="Only this part of the run in --perfetto, like 10s..20s.")
 @click.option("--html", metavar="FILE", help="Write a page of latencies, load, queue and KV cache.")
-@click.option("--csv", metavar="FILE", help="Write one row a request.")
-@click.option("--json", "json_path", help="Write the stable JSON form to a file, or - for stdout alone.")
+@click.option("--csv", metavar="FILE", help="Write one row a request (- for stdout alone).")
+@click.option("--json", "json_path", metavar="FILE|-", help="Write the stable JSON form to a file, or - for stdout alone.")
 @click.pass_context
 def simulate(ctx: click.Context, /, scenario: Path | None, **flags: Any) -> None:
     """Simulate serving a model on a cluster under a trace or a made-up workload.

@@ -51,6 +51,14 @@ def test_a_command_whose_package_is_missing_says_so(call: Any, monkeypatch: pyte
     assert err == "error: roofplan calibrate needs roofplan.calibrate.nowhere, which is not installed; see the extras in the README\n"
 
 
+def test_help_says_whose_limits_a_replicas_are(call: Any) -> None:
+    code, out, _ = call("simulate", "-h")
+    text = " ".join(out.split())
+    assert code == 0
+    assert "of all --dp ranks, of one --pp micro-batch" in text
+    assert "over its ranks and micro-batches" in text
+
+
 def test_unknown_command(call: Any) -> None:
     code, _, err = call("fly")
     assert code == 2
