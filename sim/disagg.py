@@ -135,9 +135,11 @@ class Disaggregated:
         """Reserve room on the decode replica with fewest requests among those that have it."""
         fleet, coming, requests = self.fleet, self.coming, self.fleet.requests
         fleet.catch_up()
-        loads = [(fleet.replicas[d].n_outstanding + coming[d], d) for d in self.decode]
-        while loads:
-            load, d = min(loads)
+        loads = [fleet.replicas[d].n_outstanding + coming[d] for d in self.decode]
+        for _ in loads:
+            load = min(loads)
+            at = loads.index(load)
+            d = self.decode[at]
             replica = fleet.replicas[d]
             tokens = requests.prompt[q] + (self.answers[q] - 1 if replica.policy.reserve_output else 1)
             need = -(-tokens // replica.block)
@@ -153,7 +155,7 @@ class Disaggregated:
                     n_bytes = requests.prompt[q] * self.kv_bytes_per_token + self.state_bytes
                     self.moves[q] = _Move(sender=i, receiver=d, n_bytes=n_bytes)
                     return self.moves[q]
-            loads.remove((load, d))
+            loads[at] = NEVER
         return None
 
     def _send(self, q: int, move: _Move, n_bytes: float) -> None:

@@ -101,6 +101,13 @@ class FairLinks:
     def _share(self, path: Path, at: float, changed: int) -> None:
         """Rates anew for every lane joined to ``path`` by shared links; lane ``changed`` is re-timed in any case."""
         lanes, on = self._lanes, self._on
+        for link, _ in path:
+            if len(on[link]) > (changed in on[link]):
+                break
+        else:  # the changed lane has its links to itself
+            if lanes[changed].n:
+                self._retime(lanes[changed], changed, self._alone(changed), at)
+            return
         links = dict.fromkeys(link for link, _ in path)
         touched: dict[int, None] = {}
         todo = list(links)
@@ -113,18 +120,26 @@ class FairLinks:
                             links[link] = None
                             todo.append(link)
         for i, rate in (self._fill(touched, links) if len(touched) > 1 else {i: self._alone(i) for i in touched}).items():
-            lane = lanes[i]
-            if rate != lane.rate or i == changed:
-                self._advance(lane, at)
-                lane.rate = rate
-                lane.version += 1
-                goal, transfer = lane.goals[0]
-                heappush(self._ends, (at + max(goal - lane.sent, 0.0) / rate, transfer, i, lane.version))
+            if rate != lanes[i].rate or i == changed:
+                self._retime(lanes[i], i, rate, at)
+
+    def _retime(self, lane: _Lane, i: int, rate: float, at: float) -> None:
+        """Lane ``i`` runs at ``rate`` from now on: when its next transfer ends."""
+        self._advance(lane, at)
+        lane.rate = rate
+        lane.version += 1
+        goal, transfer = lane.goals[0]
+        heappush(self._ends, (at + max(goal - lane.sent, 0.0) / rate, transfer, i, lane.version))
 
     def _alone(self, i: int) -> float:
         """Rate of the transfers of a lane that has its links to itself."""
         lane = self._lanes[i]
-        return min([lane.ceiling, *[self.bytes_per_s[link] / (share * lane.n) for link, share in lane.path]])
+        rate, n = lane.ceiling, lane.n
+        for link, share in lane.path:
+            alone = self.bytes_per_s[link] / (share * n)
+            if alone < rate:
+                rate = alone
+        return rate
 
     def _fill(self, touched: dict[int, None], links: dict[int, None]) -> dict[int, float]:
         """Progressive filling over one group of joined lanes: the rate of each one's transfers."""
