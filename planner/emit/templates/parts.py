@@ -5,12 +5,14 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -257,3 +259,11 @@ class Meter:
 def ranks():
     """(rank, local rank, world size) as the launcher set them."""
     return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+
+
+def leave():
+    """Ends a rank that has finished. Python's own shutdown would kill a gloo thread that still frees the last collective's tensors: torch aborts."""
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

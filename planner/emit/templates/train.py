@@ -107,7 +107,7 @@ def main():
     meter.finish(args.measured)
     if args.save:
         engine.save_checkpoint(args.save)
-    dist.destroy_process_group()
+    parts.leave()
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def main():
         dist.all_reduce(total)
         meter.step(step, total.item() / world)
     meter.finish(args.measured)
-    dist.destroy_process_group()
+    parts.leave()
 
 
 if __name__ == "__main__":
