@@ -130,6 +130,8 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
         return _moe(family, rows, roofline)
     if kind == "stream":
         return roofline.stream_s(stream_bytes(rows))
+    if kind == "pass":
+        return roofline.pass_s(rows["num_bytes"])
     if kind == "moe_alltoall":
         backend, phase = rest.split(".")
         tokens, hidden, topk, ep = (rows[n] for n in ("num_tokens", "hidden_size", "topk", "ep_size"))

@@ -19,6 +19,7 @@ from ..costmodels.attention_curve import (
 )
 from ..costmodels.gemm_curve import gemm_floor_s, gemm_trend_s
 from ..costmodels.moe_curve import moe_coordinates, moe_floor_s, moe_own_coordinates, moe_shape, moe_trend_s, moe_work
+from ..costmodels.pass_curve import pass_floor_s, pass_trend_s
 from ..scenarios.hardware import Accelerator
 from .tables import Columns
 
@@ -99,6 +100,7 @@ MOE = {
     "spread": 0.7,
 }
 STREAM = {"memory_frac": 0.85}
+PASS = {"launch_s": 2e-6, "memory_frac": 0.85, "l2_gain": 0.6, "near_frac": 0.5}
 
 
 def gemm(key: str, dtype: str, rows: Columns, gpu: Accelerator, source: str) -> Bound:
@@ -214,6 +216,19 @@ def stream(key: str, n_bytes: Array, seconds: Array, gpu: Accelerator, source: s
         shapes=flat,
         size=n_bytes,
     )
+
+
+def layer_pass(key: str, n_bytes: Array, seconds: Array, gpu: Accelerator, source: str) -> Bound:
+    """Norms, activations and rotary embeddings of an engine's layers, which find their inputs in L2: no correction."""
+
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
+        return pass_trend_s(n_bytes[at], gpu, c)
+
+    flat = np.ones_like(n_bytes)
+    return Bound(
+        key=key, source=source, seconds=seconds, trend=trend, coordinates=(flat,), floor_s=pass_floor_s(n_bytes, gpu), start=PASS,
+        strengths=(0.0,), shapes=flat, size=n_bytes, choices={},
+    )  # fmt: skip
 
 
 def take(work: Any, at: Rows) -> Any:

@@ -53,9 +53,9 @@ def is_profile(folder: Path) -> bool:
 
 
 def profile_tables(folder: Path, say: Say = lambda _: None) -> dict[str, Any]:
-    """Every profile under a folder as tables of products, attention and experts; raises BadFile for a malformed one.
+    """Every profile under a folder as tables of products, passes, attention and experts; raises BadFile for a malformed one.
 
-    Norms, activations and embeddings are left out: at the sizes profiled they stay in the L2 cache and say nothing of memory.
+    Norms, activations and rotary embeddings find their inputs in L2, as they do in the engine, and are a table of their own.
     """
     parts: Frames = {}
     for meta in sorted(folder.rglob(META)):
@@ -63,6 +63,7 @@ def profile_tables(folder: Path, say: Say = lambda _: None) -> dict[str, Any]:
             profile = _profile(meta, place)
             say(f"{profile.gpu.name} {profile.model.name} tp{profile.tp}")
             _products(profile, parts, say)
+            _passes(profile, parts)
             _attention(profile, parts)
             _experts(profile, parts)
     pd = pandas()
@@ -138,6 +139,21 @@ def _products(profile: Profile, parts: Frames, say: Say) -> None:
                 continue
             rows = rows[real].drop(columns="layer")
             parts.setdefault("aic_gemm", []).append(rows.assign(dtype=dtype, n=n, k=k, kernel=str(layer), **profile.common))
+
+
+def _passes(profile: Profile, parts: Frames) -> None:
+    """Element-wise kernels by the bytes they move in 16 bits: the activation reads two and writes one, of the two norms that are one row
+    the first (no residual) reads and writes one and the second two each, the rotary embedding reads and writes queries and keys."""
+    m, tp = profile.model, profile.tp
+    a_token = {
+        "act_fn": 6 * m.ffn_hidden // tp,
+        "layernorm": 6 * m.hidden,
+        "rotary_emb": 4 * (m.n_heads // tp + -(-m.n_kv_heads // tp)) * m.head_dim,
+    }
+    for layer, rows in _read(profile, "dense.csv").groupby("layer"):
+        if layer in a_token:
+            found = rows.assign(num_bytes=a_token[str(layer)] * rows["tokens"], kernel=str(layer), **profile.common)
+            parts.setdefault("layer_pass", []).append(found.drop(columns=["layer", "tokens"]))
 
 
 def _attention(profile: Profile, parts: Frames) -> None:

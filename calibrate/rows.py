@@ -48,6 +48,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "aic_nccl": ("op", "dtype", "num_gpus", "message_bytes"),
     "aic_custom_allreduce": ("mode", "num_gpus", "message_bytes"),
     "device_copy": ("num_bytes",),
+    "layer_pass": ("num_bytes",),
     "vidur_mlp": ("num_tokens", "hidden"),
     "vidur_network": ("collective", "num_workers", "devices_per_node", "bytes"),
 }
@@ -206,6 +207,8 @@ def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]
             yield f"custom_allreduce.{mode.removeprefix('vllm_')}", part
     elif table in ("vidur_mlp", "device_copy"):
         yield "stream", frame[stream_bytes(frame) > STREAM_L2_SIZES * gpu.l2_bytes]
+    elif table == "layer_pass":
+        yield "pass", frame
     elif table == "vidur_network":
         yield "collective.p2p", frame[(frame["collective"] == "send_recv") & (frame["devices_per_node"] == frame["num_workers"])]
 
@@ -251,6 +254,8 @@ def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bou
         return message_curves.dispatch(key, rows, link, source)
     if kind == "stream":
         return curves.stream(key, stream_bytes(rows), rows["seconds"], gpu, source)
+    if kind == "pass":
+        return curves.layer_pass(key, rows["num_bytes"], rows["seconds"], gpu, source)
     if key == "collective.p2p":
         rows["message_bytes"], rows["num_gpus"] = rows["bytes"], rows["num_workers"]
     if kind == "collective":
@@ -258,5 +263,5 @@ def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bou
     if kind == "custom_allreduce":
         return message_curves.custom_all_reduce(key, rows, gpu, link, source)
     raise BadInput(
-        f"family {key!r} is of no known kind; legal: gemm, attention, mla, moe, moe_alltoall, collective, custom_allreduce, stream"
+        f"family {key!r} is of no known kind; legal: gemm, attention, mla, moe, moe_alltoall, collective, custom_allreduce, stream, pass"
     )

@@ -22,6 +22,7 @@ from .gemm_curve import gemm_bytes, gemm_floor_s, gemm_trend_s, quantise_s, weig
 from .grid_curve import GridCurve
 from .lookup import attention_keys, format_keys, moe_key
 from .moe_curve import SKEWS, moe_coordinates, moe_floor_s, moe_own_coordinates, moe_shape, moe_trend_s, moe_work
+from .pass_curve import pass_trend_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +230,13 @@ class Roofline:
         c = self.calibration.fit("stream").coefficients
         (moved,) = as_floats(n_bytes)
         return np.where(moved > 0, c["launch_s"] + moved / (self.gpu.hbm_bytes_per_s * c["memory_frac"]), 0.0)
+
+    def pass_s(self, n_bytes: Reals) -> Array:
+        """Seconds of an element-wise kernel over what the kernel before wrote, out of L2 where such passes were measured on this card."""
+        if "pass" not in self.calibration.families:
+            return self.stream_s(n_bytes)
+        (moved,) = as_floats(n_bytes)
+        return np.where(moved > 0, pass_trend_s(moved, self.gpu, self.calibration.fit("pass").coefficients), 0.0)
 
     def host_copy_s(self, n_bytes: Reals) -> Array:
         """Seconds to copy pinned memory over the GPU's host link, one direction: ``setup + bytes / (link · achieved fraction)``."""

@@ -72,7 +72,7 @@ def dense_ffn_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Arra
 
 def _ffn_s(model: ModelSpec, system: ServeSystem, t: Array, width: float, dtype: str) -> Array:
     n_in = 2.0 if model.gated_mlp else 1.0
-    act = system.roofline.stream_s((n_in + 1) * 2 * t * width)
+    act = system.roofline.pass_s((n_in + 1) * 2 * t * width)
     return gemm_s(system, t, n_in * width, model.hidden, dtype) + act + gemm_s(system, t, model.hidden, width, dtype)
 
 
@@ -170,8 +170,8 @@ def grouped_gemm_s(system: ServeSystem, pairs: Array, experts: Array, n: float, 
 def norms_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
     """Two fused residual-and-norm passes (read two, write two), rotary embedding and the KV write."""
     heads = -(-model.n_heads // plan.tp) + 2 * -(-model.n_kv_heads // plan.tp)
-    stream, share = system.roofline.stream_s, 1 - model.n_linear_layers / model.n_layers
-    return 2 * stream(8 * t * model.hidden) + share * stream(4 * t * heads * model.head_dim)
+    over, share = system.roofline.pass_s, 1 - model.n_linear_layers / model.n_layers
+    return 2 * over(8 * t * model.hidden) + share * over(4 * t * heads * model.head_dim)
 
 
 GATHER_RANKS = 8

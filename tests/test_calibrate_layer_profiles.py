@@ -71,6 +71,15 @@ def test_what_decodes_add_beside_a_prompt() -> None:
     assert beside_prompts(frame)["latency_us"].tolist() == [78.0, 20.0]
 
 
+def test_passes_by_the_bytes_they_move() -> None:
+    """Llama-3.1-8B, 16 bits a token: SiLU reads 2 and writes 1 x 14,336, norms move 2 and 4 hidden widths, rotation 2 x 40 heads."""
+    passes = profile_tables(SAMPLE / LLAMA.parts[0])["layer_pass"]
+    row = passes[passes["latency_us"] == 75.388].iloc[0]
+    assert (row["kernel"], row["num_bytes"]) == ("act_fn", 1024 * 3 * 14336 * 2)
+    by_kernel = passes.groupby("kernel")["num_bytes"].min()
+    assert by_kernel.to_dict() == {"act_fn": 86016, "layernorm": 3 * 4096 * 2, "rotary_emb": 2 * 40 * 128 * 2}
+
+
 def test_layers_that_l2_served_are_left_out() -> None:
     """Qwen3-30B's attention output, 16.8 MB of weights, takes 7.4 us where memory needs 10.5; its head is measured."""
     said: list[str] = []
@@ -167,13 +176,13 @@ def test_a_fit_of_few_shapes_starts_from_the_kin(tables: Path) -> None:
 
 @pytest.mark.parametrize("card", ["rtx4090", "rtx-pro-6000"])
 def test_shipped_fits_price_the_sample(tables: Path, card: str) -> None:
-    """Median error of each table within 6 %; these rows are among those fitted, so this holds the files and the formulas together."""
+    """Median error of each table within 6 % (passes 15 %); they are among the rows fitted, so this holds files and formulas together."""
     gpu = registry.accelerator(card)
     seen = set()
     for part in check_rows(load_tables(tables), gpu, [card]):
         if len(part.measured_s) > 2:
             seen.add(part.table)
-            assert np.median(np.abs(part.predicted_s / part.measured_s - 1)) < 0.06, part.family
+            assert np.median(np.abs(part.predicted_s / part.measured_s - 1)) < (0.15 if part.family == "pass" else 0.06), part.family
     assert "aic_gemm" in seen
 
 

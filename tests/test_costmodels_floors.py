@@ -18,7 +18,7 @@ from roofplan.scenarios.load import names
 
 N = 60
 MILLION = 2**20
-FITTED = ("gemm", "attention", "mla", "moe", "moe_alltoall", "collective", "custom_allreduce")
+FITTED = ("gemm", "attention", "mla", "moe", "moe_alltoall", "collective", "custom_allreduce", "pass")
 
 
 def rows(key: str, rng: np.random.Generator) -> pd.DataFrame:
@@ -48,6 +48,8 @@ def rows(key: str, rng: np.random.Generator) -> pd.DataFrame:
     elif kind == "moe_alltoall":
         columns |= {"num_tokens": tokens, "hidden_size": octaves(512, 16384), "topk": octaves(1, 16)}
         columns |= {"ep_size": np.exp2(rng.integers(1, 4, N)), "num_experts": 256.0}
+    elif kind == "pass":
+        columns["num_bytes"] = octaves(1, 2**40)
     else:
         ranks = np.exp2(rng.integers(1, 4, N)) if key != "collective.p2p" else 2.0
         size = octaves(1, 2**34)
