@@ -15,9 +15,9 @@ from ..sim.deployment import simulate_deployment
 from ..sim.replica_kind import replica_model
 from .serving_disagg import Split
 
-WAVES = (1, 1, 7, 1)
-"""How often each wave of requests counts where clients are many: a benchmark sends ten requests a client; the first wave is all clients at
-once, the last drains, and the third stands for the seven before that."""
+PLAYED_WAVES = 4
+"""Waves of requests that are played where clients are many: the first is all clients at once, the last drains, and the third stands for
+all between."""
 FEW_CLIENTS = 256
 """Loads of so many clients are played in full."""
 
@@ -34,9 +34,9 @@ class Played:
     end_s: float
 
 
-def n_requests(clients: int) -> int:
-    """Requests to play for this many clients."""
-    return max(clients * (sum(WAVES) if clients <= FEW_CLIENTS else len(WAVES)), 20)
+def n_requests(clients: int, rounds: int) -> int:
+    """Requests to play for this many clients that send ``rounds`` each."""
+    return max(clients * (rounds if clients <= FEW_CLIENTS else PLAYED_WAVES), 20)
 
 
 def play_split(
@@ -54,15 +54,24 @@ def play_split(
         "prefill": replica_model(model, split.prefill, replace(system, engine=bare), work),
         "decode": replica_model(model, plan, replace(system, engine=batched), work),
     }
-    pools = Deployment(plan=plan, n_replicas=split.n_decode, prefill=split.prefill, n_prefill=split.n_prefill, decode_answers=True)
+    pools = Deployment(
+        plan=plan,
+        n_replicas=split.n_decode,
+        prefill=split.prefill,
+        n_prefill=split.n_prefill,
+        decode_answers=True,
+        decode_first=split.decode_first,
+        poll_steps=split.poll_steps,
+    )
     load = Clients(n_clients=clients, ramp_s=clients / split.rate_per_s if split.rate_per_s else 0.0)
     run = simulate_deployment(model, system.cluster, pools, work, engine=engine, kinds=kinds, clients=load)
     columns = run.work.arrival_s, run.first_s, run.finish_s, work.prompt_tokens, work.output_tokens
     end_s = run.end_s
     if clients > FEW_CLIENTS:
-        order = np.concatenate([np.tile(np.arange(clients) + i * clients, times) for i, times in enumerate(WAVES)])
+        waves = (1, 1, split.rounds - 3, 1)
+        order = np.concatenate([np.tile(np.arange(clients) + i * clients, times) for i, times in enumerate(waves)])
         wave_s = run.work.arrival_s[3 * clients :].mean() - run.work.arrival_s[2 * clients : 3 * clients].mean()
-        end_s += (sum(WAVES) - len(WAVES)) * float(wave_s)
+        end_s += (split.rounds - PLAYED_WAVES) * float(wave_s)
         columns = tuple(column[order] for column in columns)
     sent, first, finish, prompt, output = columns
     return Played(sent_s=sent, first_s=first, finish_s=finish, prompt=prompt, output=output, end_s=end_s)

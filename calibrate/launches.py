@@ -15,8 +15,8 @@ from ..scenarios.load import names, read_toml
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
     """``n`` workers of one pool. ``limits``: tokens a step and seats as the engine's flags have them, ``memory`` in
-    hundredths, ``copies`` of experts, the largest CUDA ``graph``, the KV ``pool`` in tokens, steps between two messages of a ``stream``,
-    ``a2a`` where experts get their tokens by all-to-all.
+    hundredths, ``copies`` of experts, the largest CUDA ``graph``, the KV ``pool`` in tokens, steps between two messages of a ``stream`` and
+    between two looks for requests (``poll``), ``a2a`` where experts get their tokens by all-to-all.
     """
 
     n: int
@@ -37,7 +37,9 @@ class Workers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One launch and the loads it was measured under. ``rate_per_s`` is the client's own limit (0: none); days are ISO."""
+    """One launch and the loads it was measured under. ``rate_per_s`` is the client's own limit (0: none), ``rounds`` how many requests it
+    sends for each client; days are ISO.
+    """
 
     isl: int
     osl: int
@@ -48,6 +50,7 @@ class Launch:
     rate_per_s: int
     since: str
     until: str
+    rounds: int = 10
 
     @property
     def n_gpus(self) -> int:
@@ -80,7 +83,8 @@ def launch(line: str) -> Launch:
     if len(parts) != 6:
         raise BadFile(f"launch {line!r}: {len(parts)} parts; give lengths, clients, prefill, decode, kind and days")
     isl, osl = parts[0].split("/")
-    kind, _, rate = parts[4].partition(" rate=")
+    kind, *words = parts[4].split()
+    load = dict(word.split("=") for word in words)
     since, until = parts[5].split()
     return Launch(
         isl=int(isl),
@@ -89,7 +93,8 @@ def launch(line: str) -> Launch:
         prefill=workers(parts[2]),
         decode=workers(parts[3]),
         speculates=kind == "mtp",
-        rate_per_s=int(rate or 0),
+        rate_per_s=int(load.get("rate", 0)),
+        rounds=int(load.get("rounds", 10)),
         since=since,
         until=until,
     )

@@ -19,8 +19,9 @@ from .serving_recipes import NOMINAL, Recipe
 class Split:
     """The prefill side of a measured deployment, and how many decode replicas stand beside it.
 
-    ``recipe`` is the prefill workers'. ``rate_per_s``: clients send no faster than this, together (0: at once). A decode worker hands on a
-    sequence's tokens every ``stream_steps`` steps, and only then has the host work of one.
+    ``recipe`` is the prefill workers'. ``rate_per_s``: clients send no faster than this, together (0: at once), ``rounds`` requests each. A
+    decode worker hands on a sequence's tokens every ``stream_steps`` steps, and only then has the host work of one; with
+    ``decode_first`` it looks for requests every ``poll_steps`` steps, see ``Deployment``.
     """
 
     prefill: EnginePlan
@@ -28,7 +29,10 @@ class Split:
     n_decode: int
     recipe: Recipe
     rate_per_s: int = 0
+    rounds: int = 10
     stream_steps: int = 1
+    poll_steps: int = 1
+    decode_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +254,9 @@ def pools(one: Launch, clients: int, engine: str, dtype: str, experts: str, kv_d
         n_decode=one.decode.n,
         recipe=recipes[0],
         rate_per_s=one.rate_per_s,
+        rounds=one.rounds,
+        poll_steps=one.decode.limits.get("poll", 1),
+        decode_first=family in DECODE_FIRST,
         stream_steps=one.decode.limits.get("stream", 1),
     )
     return decode, recipes[1], split
@@ -259,3 +266,5 @@ DECODE_TOKENS = 8192
 """Budget of a decode worker's step, which a request whose prompt has to be computed again would take."""
 DECODE_POLICY = {"sglang": "orca"}
 """Decode workers of SGLang set KV aside for what a request will still answer before they take it, and let it join the running batch."""
+DECODE_FIRST = ("sglang",)
+"""Engines whose prefill workers start a prompt once a decode worker has set room aside for it."""

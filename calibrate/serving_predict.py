@@ -52,7 +52,7 @@ _split_metrics: dict[str, dict[str, float]] = {}
 
 def _predict_split(point: ServePoint, split: Split, engine: ServingEngine) -> dict[str, float]:
     system = replace(_system(point.gpu, -(-point.n_gpus // NODE_GPUS) * NODE_GPUS), engine=engine)
-    work = _work(point, n_requests(point.concurrency))
+    work = _work(point, n_requests(point.concurrency, split.rounds))
     run = play_split(registry.model(point.model), system, point.plan, split, engine, work, point.concurrency)
     return _metrics(run.sent_s, run.first_s, run.finish_s, run.prompt, run.output, 1 / run.end_s / point.n_gpus, point.n_gpus)
 

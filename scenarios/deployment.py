@@ -16,7 +16,9 @@ class Deployment:
     Without ``n_prefill`` every replica does both. ``prefill_sm_frac`` > 0 instead splits the SMs of every replica's GPUs between a
     prefill and a decode engine that share weights and KV (semi-PD). ``overlap_frac`` of a KV transfer hides behind the prompt's own
     computation (layer-wise sending); ``nic_per_gpu`` false makes all GPUs of a node share one adapter's bandwidth. With
-    ``decode_answers`` the first token reaches the client from the decode replica, after the KV. Raises BadInput.
+    ``decode_answers`` the first token reaches the client from the decode replica, after the KV. With ``decode_first`` (SGLang) a decode
+    replica sets room aside before the prompt is computed, looks for requests every ``poll_steps`` steps, and the attention ranks of a
+    prefill replica keep queues of their own. Raises BadInput.
     """
 
     plan: EnginePlan
@@ -27,6 +29,8 @@ class Deployment:
     prefill_sm_frac: float = 0.0
     overlap_frac: float = 0.0
     decode_answers: bool = False
+    decode_first: bool = False
+    poll_steps: int = 1
     nic_per_gpu: bool = True
     autoscale: Autoscale | None = None
 
@@ -39,6 +43,10 @@ class Deployment:
             )
         if self.n_prefill and self.prefill_sm_frac:
             raise BadInput("prefill runs on replicas of its own or on a share of the SMs, not both; drop n_prefill or prefill_sm_frac")
+        if self.decode_first and (not self.n_prefill or self.overlap_frac):
+            raise BadInput("decode_first hands prompts to prefill replicas whose KV moves afterwards; give n_prefill, no overlap_frac")
+        if self.poll_steps < 1:
+            raise BadInput(f"poll_steps={self.poll_steps} must be at least 1")
         if self.prefill is not None and not self.n_prefill:
             raise BadInput("a plan for prefill replicas is given but n_prefill is 0")
         if self.autoscale is not None and (self.n_prefill or self.prefill_sm_frac):

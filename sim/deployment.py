@@ -22,6 +22,7 @@ from .fleet import Fleet
 from .links import FairLinks
 from .placement import Placement
 from .pooled import Pooled
+from .prefill_ranks import prefill_ranks
 from .replica_kind import ReplicaModel, replica_model, start_replicas
 from .requests import Requests
 from .router import STATELESS, Router
@@ -86,9 +87,19 @@ def _play(
         fleet = Fleet(requests, first + last)
         placement = _placement(deployment, system)
         router = Router(deployment.router, [[replica] for replica in first], work, seed)
-        kind, overlap, late = pools[1].kind, deployment.overlap_frac, deployment.decode_answers
-        n_bytes, state = kind.kv_bytes_per_token, kind.state_bytes
-        sink = Disaggregated(fleet, len(first), router, placement, n_bytes, state_bytes=state, overlap_frac=overlap, decode_answers=late)
+        n_bytes, state = pools[1].kind.kv_bytes_per_token, pools[1].kind.state_bytes
+        sink = Disaggregated(
+            fleet,
+            len(first),
+            router,
+            placement,
+            n_bytes,
+            state_bytes=state,
+            overlap_frac=deployment.overlap_frac,
+            decode_answers=deployment.decode_answers,
+            decode_first=deployment.decode_first,
+            poll_steps=deployment.poll_steps,
+        )
         play(fleet, sink, clients, delay_ps, seed)
         return placement.links, None
     if deployment.prefill_sm_frac:
@@ -123,7 +134,11 @@ def _pools(deployment: Deployment, priced: Mapping[str, ReplicaModel], work: Ser
         return [Pool(name=name, kind=kind, gpus_each=plan.n_gpus, replicas=list(side)) for (name, kind), side in named]
     pools = []
     for (name, kind), (own, n) in zip(priced.items(), _sizes(deployment), strict=True):
-        replicas = start_replicas(kind, own, work, requests, n, cached=name != "decode", seed=seed)
+        replicas = (
+            prefill_ranks(kind, own, requests, n, seed)
+            if deployment.decode_first and name == "prefill"
+            else start_replicas(kind, own, work, requests, n, cached=name != "decode", seed=seed)
+        )
         pools.append(Pool(name=name, kind=kind, gpus_each=own.n_gpus, replicas=replicas))
     return pools
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..costmodels.step_times import PS
 from ..scenarios.errors import BadInput
-from .engine import NEVER
+from .engine import NEVER, Replica
 from .fleet import Fleet, most_growth
 from .placement import Placement
 from .requests import Requests
@@ -34,7 +34,9 @@ class Disaggregated:
     bytes cross the links, the prefill replica's KV is let go, and ``latency`` later the request decodes with all but its last token cached.
     Without room anywhere KV waits on the prefill side, fills its pool and in the end stops it. ``overlap_frac`` of the bytes is sent
     while the prompt's last step runs, if there is room by then. Where ``decode_answers`` is set the client hears nothing before the decode
-    replica's first token. A request that could never decode is rejected at the door.
+    replica's first token. With ``decode_first`` room for the KV is reserved first, by a decode replica that looks for requests every
+    ``poll_steps`` steps; only then does the prompt go to a prefill replica, and its KV moves as soon as it is computed.
+    A request that could never decode is rejected at the door.
     Raises BadInput when either pool is empty, or ``overlap_frac`` is not from 0 to below 1.
     """
 
@@ -49,6 +51,8 @@ class Disaggregated:
         state_bytes: float = 0.0,
         overlap_frac: float = 0.0,
         decode_answers: bool = False,
+        decode_first: bool = False,
+        poll_steps: int = 1,
     ) -> None:
         if not 0 < n_prefill < len(fleet.replicas):
             raise BadInput(f"disaggregation needs prefill and decode replicas; got {n_prefill} and {len(fleet.replicas) - n_prefill}")
@@ -56,8 +60,8 @@ class Disaggregated:
             raise BadInput(f"overlap_frac={overlap_frac} must be from 0 to below 1")
         self.fleet, self.n_prefill, self.router, self.placement = fleet, n_prefill, router, placement
         self.kv_bytes_per_token, self.state_bytes, self.overlap_frac = kv_bytes_per_token, state_bytes, overlap_frac
-        self.decode_answers = decode_answers
-        self.needs_state = router.name not in STATELESS
+        self.decode_answers, self.decode_first, self.poll_steps = decode_answers, decode_first, poll_steps
+        self.needs_state = decode_first or router.name not in STATELESS
         self.answered: Callable[[int], None] | None = None
         self.answers = hide_answers(fleet.requests)
         self.prefill, self.decode = range(n_prefill), range(n_prefill, len(fleet.replicas))
@@ -80,7 +84,36 @@ class Disaggregated:
         if -(-(requests.prompt[q] + self.answers[q] - 1) // last.block) > last.blocks:
             requests.rejected.append(q)
             return False
+        if self.decode_first:
+            self.queue.append((q, -1))
+            self._send_waiting()
+            return True
         return self.fleet.submit(q, self.router.pick(q, self.prefill))
+
+    def _invite(self, q: int, move: _Move) -> None:
+        """The decode replica with room for a request hears of it when it next polls, and lets its prompt be computed."""
+        self.fleet.catch_up(move.receiver)
+        at = next_poll(self.fleet.replicas[move.receiver], self.fleet.now, self.poll_steps)
+        self.fleet.at(at, self._compute, q, move)
+
+    def _compute(self, q: int, move: _Move) -> None:
+        """The prompt goes to a prefill replica; one that no replica can hold leaves its room on the decode side."""
+        self.fleet.requests.ready[q] = self.fleet.now
+        move.sender = self.router.pick(q, self.prefill)
+        if not self.fleet.submit(q, move.sender):
+            del self.moves[q]
+            replica = self.fleet.replicas[move.receiver]
+            replica.free += self._room(q, replica)
+            self.coming[move.receiver] -= 1
+            self.fleet.wake(move.receiver)
+            if self.answered is not None:
+                self.answered(self.fleet.now)
+            self._send_waiting()
+
+    def _room(self, q: int, replica: Replica) -> int:
+        """KV blocks that a decode replica sets aside for a request."""
+        tokens = self.fleet.requests.prompt[q] + (self.answers[q] - 1 if replica.policy.reserve_output else 1)
+        return -(-tokens // replica.block)
 
     def finished(self, i: int, q: int, at: int, step_ps: int) -> None:
         """Send on what ends on a prefill replica; what ends on a decode replica is answered and leaves room for more."""
@@ -122,7 +155,10 @@ class Disaggregated:
                 self._watch_decode(True)
                 return
             self.queue.popleft()
-            self._send(q, move, move.n_bytes)
+            if self.decode_first:
+                self._invite(q, move)
+            else:
+                self._send(q, move, move.n_bytes)
         self._watch_decode(False)
 
     def _watch_decode(self, on: bool) -> None:
@@ -141,8 +177,7 @@ class Disaggregated:
             at = loads.index(load)
             d = self.decode[at]
             replica = fleet.replicas[d]
-            tokens = requests.prompt[q] + (self.answers[q] - 1 if replica.policy.reserve_output else 1)
-            need = -(-tokens // replica.block)
+            need = self._room(q, replica)
             if load < replica.max_seqs and need <= replica.free:
                 tight = need + most_growth(replica) > replica.free
                 if tight:
@@ -204,6 +239,15 @@ class Disaggregated:
     def _let_go(self, i: int, q: int) -> None:
         self.fleet.replicas[i].let_go(q)
         self.fleet.wake(i)
+
+
+def next_poll(replica: Replica, at: int, poll_steps: int) -> int:
+    """When a replica that decodes next looks for requests, from ``at`` (ps) on: before every step whose number is a multiple."""
+    step = replica.times.step_ps(replica.n, replica.kv + replica.n, []) if replica.n else 0
+    if not step:
+        return at
+    steps = max(0, -(-(at - replica.now) // step))
+    return max(at, replica.now + (steps + (-(replica.k + steps)) % poll_steps) * step)
 
 
 def hide_answers(requests: Requests) -> array[int]:

@@ -55,6 +55,13 @@ def test_a_rate_limit_spreads_the_first_wave():
     assert predict(many)["ttft_s"] < predict(replace(many, split=POINT.split))["ttft_s"]
 
 
+def test_the_first_wave_counts_for_more_where_clients_send_fewer_requests():
+    """All clients at once wait longest: a fifth of the requests of five rounds, a tenth of ten."""
+    many = replace(POINT, concurrency=64, osl=1000, recipe=Recipe(lengths_low_frac=0.5))
+    ten, five = (predict(replace(many, split=replace(POINT.split, rounds=rounds)))["ttft_s"] for rounds in (10, 5))
+    assert 1.3 * ten < five < 2 * ten
+
+
 def test_four_waves_stand_for_ten(monkeypatch):
     """Loads of many clients are played for four waves: means within 3 % of the whole benchmark's, in less than half the time."""
     point = replace(POINT, concurrency=300, recipe=Recipe(lengths_low_frac=0.8), osl=200)

@@ -20,6 +20,7 @@ def test_a_line_is_lengths_clients_two_pools_and_days():
     assert (one.decode.layout, one.decode.limits) == ((3, 8, 1, 8), {"seats": 16, "memory": 90, "stream": 100})
     assert one.n_gpus == 2 * 4 + 3 * 8
     assert launch(LINE.replace("plain rate=300", "mtp")).speculates
+    assert [launch(LINE.replace("rate=300", load)).rounds for load in ("rate=300", "rounds=5 rate=300", "rounds=5")] == [10, 5, 5]
 
 
 @pytest.mark.parametrize(("day", "covered"), [("2026-01-17", False), ("2026-01-18", True), ("2026-03-11", True), ("2026-03-12", False)])
