@@ -62,6 +62,7 @@ def play_split(
         decode_answers=True,
         decode_first=split.decode_first,
         poll_steps=split.poll_steps,
+        decode_in_turn=True,
     )
     load = Clients(n_clients=clients, ramp_s=clients / split.rate_per_s if split.rate_per_s else 0.0)
     run = simulate_deployment(model, system.cluster, pools, work, engine=engine, kinds=kinds, clients=load)

@@ -18,7 +18,8 @@ class Deployment:
     computation (layer-wise sending); ``nic_per_gpu`` false makes all GPUs of a node share one adapter's bandwidth. With
     ``decode_answers`` the first token reaches the client from the decode replica, after the KV. With ``decode_first`` (SGLang) a decode
     replica sets room aside before the prompt is computed, looks for requests every ``poll_steps`` steps, and the attention ranks of a
-    prefill replica keep queues of their own. Raises BadInput.
+    prefill replica keep queues of their own. With ``decode_in_turn`` requests go to decode replicas in turn, else to the least loaded with
+    room. Raises BadInput.
     """
 
     plan: EnginePlan
@@ -31,6 +32,7 @@ class Deployment:
     decode_answers: bool = False
     decode_first: bool = False
     poll_steps: int = 1
+    decode_in_turn: bool = False
     nic_per_gpu: bool = True
     autoscale: Autoscale | None = None
 
@@ -43,8 +45,8 @@ class Deployment:
             )
         if self.n_prefill and self.prefill_sm_frac:
             raise BadInput("prefill runs on replicas of its own or on a share of the SMs, not both; drop n_prefill or prefill_sm_frac")
-        if self.decode_first and (not self.n_prefill or self.overlap_frac):
-            raise BadInput("decode_first hands prompts to prefill replicas whose KV moves afterwards; give n_prefill, no overlap_frac")
+        if (self.decode_first or self.decode_in_turn) and (not self.n_prefill or self.overlap_frac):
+            raise BadInput("decode_first, decode_in_turn: need prefill replicas whose KV moves afterwards; give n_prefill, no overlap_frac")
         if self.poll_steps < 1:
             raise BadInput(f"poll_steps={self.poll_steps} must be at least 1")
         if self.prefill is not None and not self.n_prefill:

@@ -99,6 +99,7 @@ def _play(
             decode_answers=deployment.decode_answers,
             decode_first=deployment.decode_first,
             poll_steps=deployment.poll_steps,
+            decode_in_turn=deployment.decode_in_turn,
         )
         play(fleet, sink, clients, delay_ps, seed)
         return placement.links, None

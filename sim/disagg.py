@@ -37,6 +37,7 @@ class Disaggregated:
     replica's first token. With ``decode_first`` room for the KV is reserved first, by a decode replica that looks for requests every
     ``poll_steps`` steps; only then does the prompt go to a prefill replica, and its KV moves as soon as it is computed.
     A request that could never decode is rejected at the door.
+    With ``decode_in_turn`` every request has its decode replica in turn, whoever has room, and waits for that one.
     Raises BadInput when either pool is empty, or ``overlap_frac`` is not from 0 to below 1.
     """
 
@@ -53,6 +54,7 @@ class Disaggregated:
         decode_answers: bool = False,
         decode_first: bool = False,
         poll_steps: int = 1,
+        decode_in_turn: bool = False,
     ) -> None:
         if not 0 < n_prefill < len(fleet.replicas):
             raise BadInput(f"disaggregation needs prefill and decode replicas; got {n_prefill} and {len(fleet.replicas) - n_prefill}")
@@ -68,7 +70,8 @@ class Disaggregated:
         for i in self.prefill:
             fleet.replicas[i].hold = True
         self.coming = [0] * len(fleet.replicas)
-        self.queue: deque[tuple[int, int]] = deque()
+        self.lines: list[deque[tuple[int, int]]] = [deque() for _ in (self.decode if decode_in_turn else range(1))]
+        self._turn = 0
         self.moves: dict[int, _Move] = {}
         self._wake_at = NEVER
         self._short = False
@@ -85,8 +88,7 @@ class Disaggregated:
             requests.rejected.append(q)
             return False
         if self.decode_first:
-            self.queue.append((q, -1))
-            self._send_waiting()
+            self._stand_in_line(q, -1)
             return True
         return self.fleet.submit(q, self.router.pick(q, self.prefill))
 
@@ -120,7 +122,7 @@ class Disaggregated:
         if i >= self.n_prefill:
             if self.answered is not None:
                 self.answered(at)
-            if self.queue:
+            if any(self.lines):
                 self.fleet.at(at, self._send_waiting)
         elif self.answers[q] == 1:
             self.fleet.at(at, self._let_go, i, q)
@@ -136,30 +138,36 @@ class Disaggregated:
             move = self.moves[q]
             self._send(q, move, move.n_bytes)
         else:
-            self.queue.append((q, i))
-            self._send_waiting()
+            self._stand_in_line(q, i)
 
     def _send_early(self, q: int, i: int) -> None:
         """Layer-wise sending: part of the KV goes while the prompt's last step is under way, if a decode replica can take it."""
-        if self.queue:
+        if any(self.lines):
             return
-        move = self._admit(q, i)
+        move = self._admit(q, i, self.decode)
         if move is not None:
             self._send(q, move, move.n_bytes * self.overlap_frac)
 
+    def _stand_in_line(self, q: int, i: int) -> None:
+        """A request waits for the decode replica whose turn it is, or for any."""
+        self.lines[self._turn % len(self.lines)].append((q, i))
+        self._turn += 1
+        self._send_waiting()
+
     def _send_waiting(self) -> None:
-        while self.queue:
-            q, i = self.queue[0]
-            move = self._admit(q, i)
-            if move is None:
-                self._watch_decode(True)
-                return
-            self.queue.popleft()
-            if self.decode_first:
-                self._invite(q, move)
-            else:
-                self._send(q, move, move.n_bytes)
-        self._watch_decode(False)
+        for d, line in zip(self.decode, self.lines, strict=False):
+            allowed = self.decode if len(self.lines) == 1 else range(d, d + 1)
+            while line:
+                q, i = line[0]
+                move = self._admit(q, i, allowed)
+                if move is None:
+                    break
+                line.popleft()
+                if self.decode_first:
+                    self._invite(q, move)
+                else:
+                    self._send(q, move, move.n_bytes)
+        self._watch_decode(any(self.lines))
 
     def _watch_decode(self, on: bool) -> None:
         """While KV waits for room, every finish on a decode replica may make it."""
@@ -167,15 +175,15 @@ class Disaggregated:
             self._short = on
             self.fleet.watch(self.decode, on)
 
-    def _admit(self, q: int, i: int) -> _Move | None:
-        """Reserve room on the decode replica with fewest requests among those that have it."""
+    def _admit(self, q: int, i: int, allowed: range) -> _Move | None:
+        """Reserve room on the decode replica with fewest requests among those of ``allowed`` that have it."""
         fleet, coming, requests = self.fleet, self.coming, self.fleet.requests
         fleet.catch_up()
-        loads = [fleet.replicas[d].n_outstanding + coming[d] for d in self.decode]
+        loads = [fleet.replicas[d].n_outstanding + coming[d] for d in allowed]
         for _ in loads:
             load = min(loads)
             at = loads.index(load)
-            d = self.decode[at]
+            d = allowed[at]
             replica = fleet.replicas[d]
             need = self._room(q, replica)
             if load < replica.max_seqs and need <= replica.free:

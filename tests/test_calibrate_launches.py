@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 from roofplan.calibrate.launches import distinct, launch, launches, workers
+from roofplan.scenarios import registry
 from roofplan.scenarios.errors import BadFile
 from roofplan.scenarios.load import names
 
@@ -58,3 +59,9 @@ def test_every_recorded_line_reads_and_fits_a_domain():
                 n += 1
     assert n == 418
     assert launches("trtllm", "deepseek-r1", "a100-80gb-sxm", 8) == ()
+
+
+def test_suites_name_models_and_cards_as_the_registry_does():
+    """A row's card is looked up by the registry's name: a suite with another would never be found."""
+    suites = [suite for path in names("launches").values() for suite in tomllib.loads(path.read_text())["suite"]]
+    assert {registry.accelerator(suite["gpu"]).name for suite in suites} == {suite["gpu"] for suite in suites}

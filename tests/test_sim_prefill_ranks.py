@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios import registry
@@ -146,8 +147,32 @@ def test_servers_that_poll_seldom_answer_later():
     assert all(seldom[4:8] > each[4:8])
 
 
+def test_requests_in_turn_wait_for_the_replica_whose_turn_it_is():
+    """Of five clients on two replicas of three seats three go to the first; with the least loaded chosen nobody waits, in turn some do."""
+    lengths = [400, 20] * 10
+    work = workload([(0, 100, n, 0) for n in lengths])
+    model, cluster = registry.model("llama3-8b"), registry.cluster("h100-sxm", 8)
+    waits = []
+    for in_turn in (False, True):
+        plan = EnginePlan(engine="sglang", max_num_seqs=3)
+        pools = Deployment(plan=plan, n_replicas=2, n_prefill=1, decode_answers=True, decode_in_turn=in_turn)
+        run = simulate_deployment(model, cluster, pools, work, clients=Clients(n_clients=5))
+        assert not np.isnan(run.finish_s).any()
+        waits.append((run.first_s - run.work.arrival_s).max())
+    assert waits[1] > waits[0] + 0.5
+
+
+def test_the_turn_goes_round():
+    """Six requests at once on three replicas of one seat: each has two of them, so the second three start as the first three end."""
+    work = workload([(0, 100, 50 + 10 * i, 0) for i in range(6)])
+    plan = EnginePlan(engine="sglang", max_num_seqs=1)
+    pools = Deployment(plan=plan, n_replicas=3, n_prefill=1, decode_answers=True, decode_in_turn=True)
+    run = simulate_deployment(registry.model("llama3-8b"), registry.cluster("h100-sxm", 8), pools, work)
+    assert all(run.first_s[3:] > run.finish_s[:3])
+
+
 def test_what_it_cannot_play_is_one_sentence():
-    with pytest.raises(BadInput, match="give n_prefill, no overlap_frac"):
+    with pytest.raises(BadInput, match="need prefill replicas"):
         Deployment(plan=EnginePlan(), decode_first=True)
     with pytest.raises(BadInput, match="poll_steps=0 must be at least 1"):
         Deployment(plan=EnginePlan(), n_prefill=1, poll_steps=0)
