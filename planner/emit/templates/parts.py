@@ -262,7 +262,7 @@ def ranks():
 
 
 def leave():
-    """Ends a rank that has finished. Python's own shutdown would kill a gloo thread that still frees the last collective's tensors: torch aborts."""
+    """Ends a finished rank: Python's shutdown kills a gloo thread that still frees the last collective's tensors, and torch aborts."""
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
