@@ -57,7 +57,7 @@ def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, 
     round measures how the rows answer to a step of each knob, finds the best values if they answered in proportion, and keeps them if
     the simulated rows agree. Raises BadInput when no row fits.
     """
-    rows = [p for p in points if p.plan.engine == name and is_fit_row(p) and p.gpu in MEASURED_GPUS]
+    rows = [p for p in points if p.plan.engine == name and is_fit_row(p) and p.gpu in MEASURED_GPUS and not p.split]
     step = max(1, len(rows) // MAX_ROWS)
     rows = [p for p in rows[::step] if _runs(p)]
     if not rows:

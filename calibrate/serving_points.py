@@ -58,12 +58,13 @@ class ServePoint:
     split: Split | None = None
 
     def engine_of(self, engine: ServingEngine) -> ServingEngine:
-        """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph."""
+        """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph, its kernel for experts."""
         graphs, top = engine.graph_tokens, self.recipe.largest_graph
         if top:
             graphs = (*(g for g in graphs if g < top), *range(max(graphs) + GRAPH_STEP_TOKENS, top, GRAPH_STEP_TOKENS), top)
         share = self.recipe.memory_utilization_frac or engine.memory_utilization_frac
-        return replace(engine, graph_tokens=graphs, memory_utilization_frac=share)
+        kernel = self.recipe.expert_kernel or engine.expert_kernel
+        return replace(engine, graph_tokens=graphs, memory_utilization_frac=share, expert_kernel=kernel)
 
 
 GRAPH_STEP_TOKENS = 16

@@ -26,7 +26,7 @@ class Recipe:
     batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
     enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
     unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how
-    many are queued at once where there are no clients.
+    many are queued at once where there are no clients. ``expert_kernel``: as ``ServingEngine`` has it.
     """
 
     policy: str = ""
@@ -45,6 +45,7 @@ class Recipe:
     asynchronous: bool = False
     expert_parallel: bool = False
     lengths_low_frac: float = 1.0
+    expert_kernel: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,8 @@ def _llama_trtllm(run: Run) -> dict[str, object]:
 
 def _gpt_oss_vllm(run: Run) -> dict[str, object]:
     kv = "fp8" if run.blackwell and run.date >= "2026" else ""
-    return {"token_budget": 8192, "largest_graph": 2048, "kv_dtype": kv, "asynchronous": True}
+    experts = "" if run.blackwell or run.date < "2026-01-02" else "marlin"  # VLLM_MXFP4_USE_MARLIN
+    return {"token_budget": 8192, "largest_graph": 2048, "kv_dtype": kv, "asynchronous": True, "expert_kernel": experts}
 
 
 def _gpt_oss_trtllm(run: Run) -> dict[str, object]:

@@ -16,6 +16,7 @@ from .arrays import Array
 from .collectives import Network
 from .expert_balance import most_loaded, uneven_s
 from .gemm_curve import weight_bytes
+from .moe_curve import FORMATS
 from .roofline import Roofline
 
 
@@ -115,8 +116,11 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array)
                 )
                 for measured in formats
             ]
-            return np.minimum.reduce(prices)
+            found = np.minimum.reduce(prices)
+            work = 6 * tokens * top_k / over * model.hidden * model.moe_ffn_hidden / split
+            return np.maximum(found, work / rate) if rate else found
 
+        rate = _asked_rate(system, formats)
         if apart:  # the fullest rank gets its own rows, each to one of its experts, and sees no others
             rows = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)[0]
             return even_s(rows, 1, -(-(model.n_experts + plan.redundant_experts) // ep), 1)
@@ -141,6 +145,21 @@ def _measured_experts(plan: EnginePlan, system: ServeSystem) -> list[str]:
     families = system.roofline.calibration.families
     known = MEASURED_EXPERTS.get(plan.experts_in, (plan.experts_in,))
     return [name for name in known if any(key.startswith(f"moe.{name}.") for key in families)]
+
+
+def _asked_rate(system: ServeSystem, formats: list[str]) -> float:
+    """FLOPs a second of the kernel that the engine was launched with, as measured on any shape; 0 where it asks for none or none was.
+
+    Small steps read weights, in which kernels hardly differ; large ones are as fast as their kernel multiplies.
+    """
+    asked, families = system.engine.expert_kernel, system.roofline.calibration.families
+    rates = [
+        system.accelerator.peak_flops_per_s(FORMATS[dtype][0]) * families[key].coefficients["compute_frac"]
+        for dtype in formats
+        for key in families
+        if asked and key.startswith(f"moe.{dtype}.") and key.count(".") == 2 and asked in key
+    ]
+    return max(rates, default=0.0)
 
 
 def _unmeasured_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array, ep: int) -> Array:

@@ -85,6 +85,7 @@ class ServingEngine:
     rank has them). ``overlapped``: the host plans a step while the one before runs, so it sees what arrives one step later (measured
     points are replayed so; the simulator's other front ends leave it out). ``one_attention_call``: prompts and decodes of a step are one
     variable-length call where FlashAttention-2 runs.
+    ``expert_kernel``: the kernel that multiplies experts where a launch asks for one ('': the measured one nearest to the shape).
     ``grouped_experts``: experts are multiplied by grouped products as fast as single ones, where those beat the measured MoE layers.
     ``sources`` says where each comes from.
     """
@@ -117,6 +118,7 @@ class ServingEngine:
     overlapped: bool = False
     one_attention_call: bool = False
     grouped_experts: bool = False
+    expert_kernel: str = ""
     ranks_cpu_s: float = 0.0
     throughput_error_frac: float = 0.11
     ttft_error_frac: float = 0.17
