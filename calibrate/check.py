@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..costmodels.arrays import Array, Rows
 from ..costmodels.collectives import Network
-from ..costmodels.mixed_attention import mixed_decode_s
+from ..costmodels.mixed_attention import key_s, mixed_decode_s
 from ..costmodels.moe_curve import SKEWS
 from ..costmodels.roofline import Roofline
 from ..scenarios.calibration import Calibration, load_calibration
@@ -72,6 +72,7 @@ def check_rows(tables: dict[str, Any], gpu: Accelerator, spellings: list[str], c
 UNPRICED = {
     "aic_moe": f"routing is none of {', '.join(SKEWS)}",
     "attention_mixed": "a prompt after a past, or decodes too few to tell their own price from the prompt's",
+    "attention_uneven": "more than one decode in eight is long",
     "device_copy": "copies that stay in the L2 cache tell nothing of memory",
     "vidur_mlp": "element-wise work that stays in the L2 cache tells nothing of memory",
     "vidur_network": "neither an all-reduce nor a send",
@@ -120,6 +121,8 @@ def price(family: str, rows: Columns, roofline: Roofline, network: Network) -> A
             roofline, batch=rows["batch_size"], kv_tokens=rows["kv_len"], n_heads=rows["num_heads"], n_kv_heads=rows["num_kv_heads"],
             head_dim=float(rows["head_dim"][0]), chunk_tokens=rows["seq_len"], kv_dtype="fp8" if family.endswith("fp8") else "bf16",
         )  # fmt: skip
+    if family.startswith("attention.uneven"):
+        return rows["even_us"] * 1e-6 + key_s(roofline.calibration) * (rows["longest"] - rows["kv_len"])
     if kind in ("attention", "mla"):
         parts = [
             _attention(rest.startswith("decode"), kind == "mla", DTYPES.get(kv, kv), at, rows, roofline)

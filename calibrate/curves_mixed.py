@@ -34,3 +34,20 @@ def mixed_attention(key: str, rows: Columns, gpu: Accelerator, source: str) -> B
         floor_s=attention_floor_s(work, gpu), start=MIXED, strengths=MIXED_STRENGTHS,
         shapes=number(rows["num_heads"], rows["num_kv_heads"]), size=rows["kv_len"], unit=FINE_UNIT, choices=SOFT,
     )  # fmt: skip
+
+
+UNEVEN = {"key_s": 5e-8}
+
+
+def uneven_attention(key: str, rows: Columns, source: str) -> Bound:
+    """What the longest of the decodes beside a prompt adds to their call, over the same call with all decodes at their mean length."""
+    even, keys = rows["even_us"] * 1e-6, rows["longest"] - rows["kv_len"]
+
+    def trend(c: Mapping[str, float], at: Rows) -> Array:
+        return even[at] + c["key_s"] * keys[at]
+
+    flat = np.ones_like(keys)
+    return Bound(
+        key=key, source=source, seconds=rows["seconds"], trend=trend, coordinates=(flat,), floor_s=np.zeros_like(keys), start=UNEVEN,
+        strengths=(0.0,), shapes=flat, size=rows["longest"], choices={},
+    )  # fmt: skip

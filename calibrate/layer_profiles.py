@@ -26,6 +26,7 @@ COLUMNS = {
     "per_sequence.csv": ("layer", "sequences", "time_us"),
     "attention.csv": ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"),
     "moe.csv": ("tokens", "activated_experts", "time_us"),
+    "skew.csv": ("n", "nb", "pc", "kp", "kv_big", "kv_mean", "t_mean_us", "t_skew_us"),
 }
 """File -> the columns it must have."""
 WEIGHTS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8"}
@@ -65,6 +66,7 @@ def profile_tables(folder: Path, say: Say = lambda _: None) -> dict[str, Any]:
             _products(profile, parts, say)
             _passes(profile, parts)
             _attention(profile, parts)
+            _uneven(profile, parts)
             _experts(profile, parts)
     pd = pandas()
     return {table: pd.concat(frames, ignore_index=True) for table, frames in parts.items()}
@@ -101,13 +103,14 @@ def _read(profile: Profile, name: str) -> Any:
     """One file of a profile; BadFile where a column is missing or holds no numbers, or a time is not positive."""
     path = profile.folder / name
     frame = read_frame(path, COLUMNS[name])
+    *_, time = COLUMNS[name]
     for column in COLUMNS[name][-2 if frame.columns[0] == "layer" else 0 :]:
         values = frame[column]
         if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values < 0).any():
             raise BadFile(f"{path}: column {column} must hold numbers from 0 up in every row")
-    if not (frame["time_us"] > 0).all():
-        raise BadFile(f"{path}: column time_us must be positive in every row")
-    return frame.rename(columns={"time_us": "latency_us"})
+    if not (frame[time] > 0).all():
+        raise BadFile(f"{path}: column {time} must be positive in every row")
+    return frame.rename(columns={time: "latency_us"})
 
 
 def _products(profile: Profile, parts: Frames, say: Say) -> None:
@@ -175,6 +178,17 @@ def _attention(profile: Profile, parts: Frames) -> None:
     for table, part in kinds.items():
         if len(part):
             parts.setdefault(table, []).append(part.rename(columns=names))
+
+
+def _uneven(profile: Profile, parts: Frames) -> None:
+    """Calls of a fresh prompt chunk and decodes, ``n_long`` of them with ``longest`` tokens cached; and the call with all at the mean."""
+    if not (profile.folder / "skew.csv").exists():
+        return
+    rows = _read(profile, "skew.csv")
+    names = {"n": "batch_size", "nb": "n_long", "pc": "seq_len", "kv_mean": "kv_len", "kv_big": "longest", "t_mean_us": "even_us"}
+    fresh = rows[(rows["pc"] > 0) & (rows["kp"] == 0)][[*names, "latency_us"]].rename(columns=names)
+    own = {"kv_cache_dtype": profile.kv_dtype, "head_dim": profile.model.head_dim, "kernel": "attention"}
+    parts.setdefault("attention_uneven", []).append(fresh.assign(**own, **profile.common))
 
 
 def _experts(profile: Profile, parts: Frames) -> None:

@@ -16,7 +16,7 @@ from ..scenarios.errors import BadFile, BadInput, UnknownName
 from ..scenarios.hardware import Accelerator, Link
 from . import curves, message_curves
 from .curves import Bound
-from .curves_mixed import mixed_attention
+from .curves_mixed import mixed_attention, uneven_attention
 from .foreign import FOREIGN, NOT_KERNELS
 from .own_runs import is_run, tables_of
 from .tables import DTYPES, Columns, columns_of, pandas, read_frame
@@ -41,6 +41,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "head_dim",
         "alone_us",
     ),
+    "attention_uneven": ("kv_cache_dtype", "seq_len", "batch_size", "n_long", "kv_len", "longest", "head_dim", "even_us"),
     "aic_mla_context": ("kv_cache_dtype", "batch_size", "seq_len", "num_heads"),
     "aic_mla_generation": ("kv_cache_dtype", "batch_size", "kv_len", "num_heads"),
     "aic_moe": ("dtype", "kernel", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "tp_size", "ep_size", "routing"),
@@ -182,6 +183,10 @@ def split(table: str, frame: Any, gpu: Accelerator) -> Iterator[tuple[str, Any]]
         frame = beside_prompts(frame)
         for (dim, kv), part in frame.groupby(["head_dim", "kv_cache_dtype"]):
             yield f"attention.mixed.hd{dim}" + (".fp8" if kv == "fp8" else ""), part
+    elif table == "attention_uneven":
+        frame = few_long(frame)
+        for (dim, kv), part in frame.groupby(["head_dim", "kv_cache_dtype"]):
+            yield f"attention.uneven.hd{dim}" + (".fp8" if kv == "fp8" else ""), part
     elif table.startswith("aic_attention"):
         phase = "prefill" if table.endswith("context") else "decode"
         for (dim, window, kv), part in frame.groupby(["head_dim", "window_size", "kv_cache_dtype"]):
@@ -224,6 +229,15 @@ def beside_prompts(frame: Any) -> Any:
     return fresh.assign(latency_us=fresh["latency_us"] - fresh["alone_us"] + empty)
 
 
+FEW = 8
+"""Of so many decodes one may be long where the longest alone decides when a call ends."""
+
+
+def few_long(frame: Any) -> Any:
+    """Calls in which at most one decode in FEW is longer than the others."""
+    return frame[FEW * frame["n_long"] <= frame["batch_size"]]
+
+
 def stream_bytes(rows: Any) -> Any:
     """Bytes an element-wise row moves: a copy reads and writes ``num_bytes``; a residual addition reads two bf16 tensors, writes one."""
     return 2.0 * rows["num_bytes"] if "num_bytes" in rows else 6.0 * rows["num_tokens"] * rows["hidden"]
@@ -244,6 +258,8 @@ def bind(key: str, frame: Any, gpu: Accelerator, link: Link, source: str) -> Bou
         return curves.gemm(key, rest, rows, gpu, source)
     if key.startswith("attention.mixed"):
         return mixed_attention(key, rows, gpu, source)
+    if key.startswith("attention.uneven"):
+        return uneven_attention(key, rows, source)
     if kind in ("attention", "mla"):
         rows["tokens"] = rows["seq_len"] if "seq_len" in rows else rows["kv_len"]
         return curves.attention(key, rest.split(".")[0], rows, gpu, source, latent=kind == "mla")

@@ -27,6 +27,7 @@ class Knob:
 STEP_KNOBS = (
     Knob(field="step_cpu_s", values=tuple(2e-4 * i for i in range(41)), step=1e-3),
     Knob(field="sequence_cpu_s", values=(0.0, *(2e-6 * i for i in range(1, 41))), step=1e-5),
+    Knob(field="quantised_sequence_s", values=(0.0, *(2e-6 * i for i in range(1, 41))), step=1e-5, engine="vllm"),
     Knob(field="ranks_cpu_s", values=tuple(2e-4 * i for i in range(41)), step=1e-3, engine="vllm-0.6"),
     Knob(field="kernel_frac", values=tuple(0.8 + 0.02 * i for i in range(26)), step=0.1),
 )

@@ -81,3 +81,13 @@ def mixed_decode_s(
 def idle_block_s(calibration: Calibration) -> float:
     """Seconds of a thread block of such a call that finds nothing to do."""
     return calibration.fit(*attention_keys("mixed", 128, 128, 0, "bf16", calibration.families)).coefficients["idle_s"]
+
+
+def key_s(calibration: Calibration) -> float:
+    """Seconds that a thread block of such a call takes for one cached token while its SM is full; 0 where that was not measured.
+
+    Blocks start in an order that knows nothing of their lengths, and no cache is split: the call ends when the longest sequence does, on
+    average ``(longest − mean)`` tokens after one of equal lengths would.
+    """
+    found = [fit for key, fit in calibration.families.items() if key.startswith("attention.uneven.")]
+    return found[0].coefficients["key_s"] if found else 0.0

@@ -13,8 +13,8 @@ from .arrays import Array
 from .serving_context import decode_attention_s, prefill_attention_s, spread
 from .serving_layers import layers_s, own_layers_s
 from .serving_memory import kv_bytes_per_token
-from .serving_mixed import beside_prompts, idle_s, shares_a_call
-from .serving_ops import ServeSystem, head_s
+from .serving_mixed import beside_prompts, idle_s, longest_s, shares_a_call
+from .serving_ops import ServeSystem, head_s, sequence_s
 from .step_times import PS, StepTimes
 
 EXACT_TOKENS = 1024
@@ -29,6 +29,7 @@ class Reach:
 
     ``tokens`` is the largest step, ``chunk`` the largest prompt piece, ``seqs`` the most sequences; decode attention is the secant
     through cached lengths ``kv_low_tokens`` and ``kv_high_tokens``, prefill attention the one through past 0 and ``past_tokens``.
+    ``excess_tokens[n]`` is how many tokens more than their mean the longest of ``n`` decodes has cached (none: all alike).
     """
 
     tokens: int
@@ -37,6 +38,7 @@ class Reach:
     kv_low_tokens: float = 256.0
     kv_high_tokens: float = 4096.0
     past_tokens: float = 8192.0
+    excess_tokens: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,8 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     beside, beside_slope, idle = np.zeros_like(seqs), np.zeros_like(seqs), np.zeros_like(prefill)
     if shares_a_call(model, plan, system):
         beside, beside_slope = beside_prompts(model, plan, system, some, (fixed, slope), reach.kv_low_tokens, reach.kv_high_tokens)
+        if reach.excess_tokens:
+            beside = beside + longest_s(model, system, np.array(reach.excess_tokens[: reach.seqs + 1]))
         idle = idle_s(model, plan, system, every.astype(np.float64))
         beside[0] = beside_slope[0] = idle[0] = 0.0
     block_bytes = kv_bytes_per_token(model, plan) * (plan.block_tokens or system.engine.block_tokens)
@@ -133,7 +137,7 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         head=head_s(model, spread(plan), system, some),
         host=engine.step_cpu_s
         + engine.ranks_cpu_s * (plan.tp * plan.pp > 1)
-        + engine.sequence_cpu_s * np.ceil(seqs / plan.dp),  # a scheduler for each dp rank
+        + sequence_s(plan, system) * np.ceil(seqs / plan.dp),  # a scheduler for each dp rank
         prefill=prefill,
         prefill_slope=prefill_slope,
         own=own,

@@ -7,7 +7,7 @@ import numpy as np
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan
 from .arrays import Array
-from .mixed_attention import idle_block_s, idle_blocks, is_measured
+from .mixed_attention import idle_block_s, idle_blocks, is_measured, key_s
 from .serving_attention import mixed_attention_s
 from .serving_ops import ServeSystem
 
@@ -45,6 +45,12 @@ def beside_prompts(
     slope = np.where(fixed < 0, (lengths * more).sum(0) / np.square(lengths).sum(0), slope)
     flat = slope < 0
     return np.maximum(np.where(flat, more.mean(0), fixed), 0.0), np.where(flat, 0.0, slope) / seqs
+
+
+def longest_s(model: ModelSpec, system: ServeSystem, excess_tokens: Array) -> Array:
+    """Seconds that such a step waits for the longest of its decodes, ``excess_tokens`` longer than their mean. Windows are never longer."""
+    out: Array = key_s(system.roofline.calibration) * model.n_full_attention_layers * np.maximum(excess_tokens, 0.0)
+    return out
 
 
 def idle_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, chunks: Array) -> Array:

@@ -66,6 +66,18 @@ IN_GRAPH = {"fp8_block": "fp8"}
 Engines replay CUDA graphs, so the host's time is not theirs."""
 
 
+def sequence_s(plan: EnginePlan, system: ServeSystem) -> float:
+    """Seconds that each running sequence adds to a step beside its kernels' measured times: the host's, and what quantising costs more."""
+    engine, dtype = system.engine, IN_GRAPH.get(plan.weight_dtype, plan.weight_dtype)
+    if weight_bytes(dtype) >= 2:
+        return engine.sequence_cpu_s
+    try:
+        system.accelerator.peak_flops_per_s(dtype)
+    except (BadInput, UnknownName):  # weight-only: activations keep 16 bits
+        return engine.sequence_cpu_s
+    return engine.sequence_cpu_s + engine.quantised_sequence_s
+
+
 def dense_ffn_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -> Array:
     """Gate and up in one product, the activation, down."""
     return _ffn_s(model, system, t, model.ffn_hidden / plan.tp, plan.weight_dtype)

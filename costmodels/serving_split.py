@@ -22,7 +22,7 @@ from .params import count_params
 from .serving import Reach, decode_secant
 from .serving_context import prefill_attention_s, spread
 from .serving_layers import attention_linear_s
-from .serving_ops import ServeSystem
+from .serving_ops import ServeSystem, sequence_s
 from .step_times import PS
 
 OUT_BYTES, BACK_BYTES = 1.0, 2.0
@@ -197,7 +197,7 @@ def split_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: 
     prefill = np.interp(whole, chunks, start)
     prefill_slope = np.interp(whole, chunks, np.maximum(after - start, 0.0) / reach.past_tokens)
     prefill[0] = prefill_slope[0] = 0.0
-    host = system.engine.step_cpu_s + system.engine.sequence_cpu_s * np.ceil(seqs / spread(side).dp)  # one scheduler a dp rank
+    host = system.engine.step_cpu_s + sequence_s(plan, system) * np.ceil(seqs / spread(side).dp)  # one scheduler a dp rank
     return SplitTimes(
         n_layers=model.n_layers,
         micro_batches=m,

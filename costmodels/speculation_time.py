@@ -121,7 +121,7 @@ def _check_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Rea
 
 def _without_host(system: ServeSystem) -> ServeSystem:
     """The same, but for the engine's own time a step: a draft's passes follow each other on the GPU."""
-    return replace(system, engine=replace(system.engine, step_cpu_s=0.0, ranks_cpu_s=0.0, sequence_cpu_s=0.0))
+    return replace(system, engine=replace(system.engine, step_cpu_s=0.0, ranks_cpu_s=0.0, sequence_cpu_s=0.0, quantised_sequence_s=0.0))
 
 
 def _graphed(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: Reach, times: StepTimes, q: int) -> Array:

@@ -71,7 +71,8 @@ class ServingEngine:
     """Behaviour of one serving engine and version, read from ``scenarios/engines/<name>.toml``.
 
     ``step_cpu_s`` is host time per engine step that no GPU work hides (``ranks_cpu_s``: as much more over several GPUs),
-    ``sequence_cpu_s`` the same per running sequence (sampling, detokenising), ``request_cpu_s`` from arrival to the scheduler (HTTP);
+    ``sequence_cpu_s`` the same per running sequence (sampling, detokenising), ``quantised_sequence_s`` what a decoded token costs more than
+    the measured linears where these quantise its activations; ``request_cpu_s`` from arrival to the scheduler (HTTP);
     before that requests of measured points take ``frontend_cpu_s`` and, for each prompt token, ``token_cpu_s`` (random text) in turn. A
     step of at most ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one launches
     ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
@@ -120,6 +121,7 @@ class ServingEngine:
     grouped_experts: bool = False
     expert_kernel: str = ""
     ranks_cpu_s: float = 0.0
+    quantised_sequence_s: float = 0.0
     throughput_error_frac: float = 0.11
     ttft_error_frac: float = 0.17
     tpot_error_frac: float = 0.09

@@ -94,7 +94,29 @@ def reach(policy: Policy, limits: Limits, work: ServeWorkload, *, guesses: bool 
         kv_low_tokens=max(1.0, float(low)),
         kv_high_tokens=max(float(high), float(low) + 256),
         past_tokens=float(max(longest, 1024)),
+        excess_tokens=excess_tokens(work, limits.max_seqs),
     )
+
+
+SAMPLED = 512
+"""Requests that stand for a workload's cached lengths, evenly spaced."""
+
+
+def excess_tokens(work: ServeWorkload, seats: int) -> tuple[float, ...]:
+    """By number of decodes, 0 to ``seats``: tokens cached by the longest of them, on average, over their mean.
+
+    A request is met in proportion to its answer, ``prompt + u·answer`` tokens long with ``u`` even from 0 to 1; the longest of ``n`` has
+    rank ``n/(n+1)``.
+    """
+    each = slice(None, None, -(-len(work) // SAMPLED))
+    prompt, answer = work.prompt_tokens[each].astype(np.float64), work.output_tokens[each].astype(np.float64)
+    cached = (prompt[:, None] + answer[:, None] * (np.arange(1, 16, 2) / 16)).ravel()
+    order = np.argsort(cached, kind="stable")
+    share = np.repeat(answer, 8)[order] / (8 * answer.sum())
+    n = np.arange(2, seats + 1)
+    rank = np.searchsorted(np.cumsum(share), n / (n + 1), side="right")
+    longest = cached[order][np.minimum(rank, len(order) - 1)]
+    return (0.0, 0.0, *np.maximum(longest - share @ cached[order], 0.0).tolist())[: seats + 1]
 
 
 def start_replicas(

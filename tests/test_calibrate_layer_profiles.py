@@ -16,7 +16,7 @@ from roofplan.calibrate.cli import calibrate
 from roofplan.calibrate.fitting import fit_folder
 from roofplan.calibrate.imports import import_tables
 from roofplan.calibrate.layer_profiles import profile_tables
-from roofplan.calibrate.rows import beside_prompts, families, load_tables
+from roofplan.calibrate.rows import beside_prompts, families, few_long, load_tables
 from roofplan.scenarios import registry
 from roofplan.scenarios.calibration import TRANSFER_ERROR_FACTOR, borrowed, load_calibration
 from roofplan.scenarios.errors import BadFile
@@ -78,6 +78,16 @@ def test_passes_by_the_bytes_they_move() -> None:
     assert (row["kernel"], row["num_bytes"]) == ("act_fn", 1024 * 3 * 14336 * 2)
     by_kernel = passes.groupby("kernel")["num_bytes"].min()
     assert by_kernel.to_dict() == {"act_fn": 86016, "layernorm": 3 * 4096 * 2, "rotary_emb": 2 * 40 * 128 * 2}
+
+
+def test_calls_with_a_few_long_decodes() -> None:
+    """512 fresh tokens beside 16 decodes, one of 2,048 cached tokens and 15 of 512: 608 on average; rows without prompts are left."""
+    rows = profile_tables(SAMPLE / LLAMA.parts[0])["attention_uneven"]
+    assert (rows["seq_len"] == 512).all()
+    row = rows[(rows["batch_size"] == 16) & (rows["n_long"] == 1) & (rows["longest"] == 2048)].iloc[0]
+    assert (row["kv_len"], row["even_us"], row["latency_us"], row["head_dim"]) == (608, 419.454, 570.484, 128)
+    assert set(few_long(rows)["n_long"]) == {1, 2, 16}
+    assert few_long(rows)["batch_size"][few_long(rows)["n_long"] == 16].min() == 128
 
 
 def test_layers_that_l2_served_are_left_out() -> None:

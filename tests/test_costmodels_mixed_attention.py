@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from roofplan.costmodels.attention_curve import AttentionWork, attention_work, prefill_trend_s
-from roofplan.costmodels.mixed_attention import idle_blocks, mixed_decode_s, mixed_trend_s
+from roofplan.costmodels.mixed_attention import idle_blocks, key_s, mixed_decode_s, mixed_trend_s
 from roofplan.costmodels.roofline import Roofline
 from roofplan.costmodels.serving import Reach, decode_secant, step_times
 from roofplan.costmodels.serving_attention import mixed_attention_s
@@ -113,3 +113,20 @@ def test_tables_left_out_are_zeros() -> None:
     assert more.step_ps(1, 100, [(1, 0)]) - times.step_ps(1, 100, [(1, 0)]) == 10 + 2 * 100 + 7
     assert more.step_ps(1, 100, []) == times.step_ps(1, 100, [])
     assert more.step_ps(0, 0, [(1, 0)]) == times.step_ps(0, 0, [(1, 0)])
+
+
+def test_a_step_with_prompts_waits_for_its_longest_decode() -> None:
+    """The longest of 32 decodes has 1,000 tokens more than the mean: 32 layers end 1,000 keys later each; without prompts they do not."""
+    sys, plan = system(), EnginePlan()
+    even, uneven = (step_times(LLAMA, plan, sys, replace(REACH, excess_tokens=(0.0,) * 32 + (extra,) * 97)) for extra in (0.0, 1000.0))
+    one = key_s(sys.roofline.calibration)
+    assert 5e-8 < one < 2e-7
+    kv, chunk = 32 * 1200, [(256, 0)]
+    more = uneven.step_ps(32, kv, chunk) - even.step_ps(32, kv, chunk)
+    assert more == pytest.approx(32 * 1000 * one * PS, rel=1e-6)
+    assert uneven.step_ps(32, kv, []) == even.step_ps(32, kv, [])
+    assert uneven.step_ps(31, 31 * 1200, chunk) == even.step_ps(31, 31 * 1200, chunk)
+
+
+def test_elsewhere_no_step_waits() -> None:
+    assert key_s(load_calibration(registry.accelerator("h200"))) == 0
