@@ -209,6 +209,11 @@ GATHER_RANKS = 8
 """Up to so many ranks engines gather tokens for the experts; over more, every rank would receive what few of its experts need."""
 
 
+GATHERED_BYTES = {"nvfp4": 0.5625}
+"""Bytes of an element that ranks gather for experts of 4 bits, which quantise first; other formats travel in 16 bits.
+Source: TensorRT-LLM's fused MoE (post-quant allgather), vLLM's FlashInferAllGatherMoEPrepareAndFinalize."""
+
+
 def by_all_to_all(plan: EnginePlan) -> bool:
     """Whether a rank is sent only the tokens of its own experts (DeepEP), rather than all ranks' tokens."""
     return plan.ep > 1 and (plan.all_to_all or plan.tp * plan.dp > GATHER_RANKS)
@@ -217,9 +222,9 @@ def by_all_to_all(plan: EnginePlan) -> bool:
 def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, moe: bool) -> Array:
     """One layer's messages: an all-reduce after attention and after the FFN over tp; attention DP gathers tokens for the experts instead.
 
-    Inside one node of up to GATHER_RANKS the experts' tokens are gathered and their sums scattered; across nodes, and in larger domains
-    of fast links, they go by all-to-all, one 8-bit copy per expert out and one 16-bit copy back. Across nodes the faster of two ways
-    counts: a copy for each expert straight to its GPU (few tokens), or one for each node, which hands it on (many).
+    Inside one node of up to GATHER_RANKS the experts' tokens are gathered, as GATHERED_BYTES, and their sums scattered; across nodes, and
+    in larger domains of fast links, they go by all-to-all, one 8-bit copy per expert out and one 16-bit copy back. Across nodes the faster
+    of two ways counts: a copy for each expert straight to its GPU (few tokens), or one for each node, which hands it on (many).
     """
     net, row = system.network, 2.0 * model.hidden
     total = tp_all_reduce_s(system, t * row, plan.tp)
@@ -227,7 +232,9 @@ def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array
         return 2 * total
     n = plan.tp * plan.dp
     if n <= min(system.cluster.gpus_per_node, GATHER_RANKS) and not plan.all_to_all:
-        return total + net.all_gather_s(t * plan.dp * row, n, 1) + net.reduce_scatter_s(t * plan.dp * row, n, 1)
+        asked = t * plan.dp * model.hidden
+        gathered = net.all_gather_s(GATHERED_BYTES.get(plan.experts_in, 2.0) * asked, n, 1)
+        return total + gathered + net.reduce_scatter_s(2.0 * asked, n, 1)
     sent = t / plan.tp * model.top_k * model.hidden
     if n <= system.cluster.gpus_per_node:
         return total + net.all_to_all_s(sent, n, 1) + net.all_to_all_s(2 * sent, n, 1)
