@@ -14,6 +14,7 @@ from ..scenarios.store import make_folder, write_files
 from .layer_profiles import is_profile, profile_tables
 from .rows import TABLES, load_tables
 from .tables import pandas, read_frame
+from .tuned_tables import tuned_files, tuned_tables
 
 Say = Callable[[str], None]
 
@@ -44,8 +45,9 @@ def import_tables(source: Path | None, out: Path, framework: str = "vllm", say: 
     """Write one Parquet table per kind to ``out``; returns rows per table.
 
     ``source`` is a folder of tables as ``fit`` reads them, a package's ``systems/data`` folder (``<gpu>/<kind>/<framework>/<version>/``),
-    layer profiles of a vLLM engine (``<gpu>/<model>/<variant>/tp<N>/``), or None for the installed package. ``origin`` says whose
-    measurements they are, for the calibration's provenance. BadInput if nothing is installed, BadFile if nothing readable is found.
+    layer profiles of a vLLM engine (``<gpu>/<model>/<variant>/tp<N>/``), tables of tuned kernels (``*tuned_gemm*.csv``), or None for the
+    installed package. ``origin`` says whose measurements they are, for the calibration's provenance. BadInput if nothing is installed,
+    BadFile if nothing readable is found.
     """
     folder = source or installed()
     if not folder.is_dir():
@@ -54,6 +56,8 @@ def import_tables(source: Path | None, out: Path, framework: str = "vllm", say: 
         frames = load_tables(folder)
     elif source is not None and is_profile(folder):
         frames = profile_tables(folder, say)
+    elif source is not None and tuned_files(folder):
+        frames = tuned_tables(folder, say)
     else:
         frames = _package_tables(folder, framework, say)
     make_folder(out, "--out")
