@@ -19,7 +19,7 @@ def wire_bytes(op: str, n_bytes: Array, n_ranks: Array) -> Array:
     return n_bytes * np.maximum(n_ranks - 1, 0) / np.maximum(n_ranks, 1)
 
 
-def collective_trend_s(op: str, n_bytes: Array, n_ranks: Array, link_bytes_per_s: float, c: Mapping[str, float]) -> Array:
+def collective_trend_s(op: str, n_bytes: Array, n_ranks: Array, link_bytes_per_s: float | Array, c: Mapping[str, float]) -> Array:
     """Seconds inside a node: ``softmax(launch + hop_s·log2(n), bytes on the wire / (link · link_frac))``."""
     hops = np.log2(np.maximum(n_ranks, 2))
     wire = wire_bytes(op, n_bytes, n_ranks) / (link_bytes_per_s * c["link_frac"])
@@ -52,7 +52,7 @@ class Dispatch:
         return self.tokens * ranks * self.hidden * self.element_bytes
 
 
-def dispatch_trend_s(d: Dispatch, link_bytes_per_s: float, c: Mapping[str, float]) -> Array:
+def dispatch_trend_s(d: Dispatch, link_bytes_per_s: float | Array, c: Mapping[str, float]) -> Array:
     """Seconds: ``softmax(launch, tokens·token_s + bytes to other ranks / (link · link_frac))``."""
     moved = d.tokens * c["token_s"] + d.remote_bytes / (link_bytes_per_s * c["link_frac"])
     return soft_max(moved, np.full(np.shape(moved), c["launch_s"]), c["sharpness"])

@@ -81,10 +81,11 @@ class Network:
         work = Dispatch(tokens=t, hidden=h, topk=k, ep=ep_, experts=e, element_bytes=dispatch_element_bytes(phase))
         key = f"moe_alltoall.{backend}.{phase}"
         fit = self.calibration.fit(key)
-        price = dispatch_trend_s(work, self.intra.bytes_per_s, fit.coefficients)
+        near = self.near_bytes_per_s(ep_)
+        price = dispatch_trend_s(work, near, fit.coefficients)
         if fit.axes:
             price = price * np.exp(GridCurve.of(fit.axes, self.calibration.correction(fit)).log_factor(*dispatch_coordinates(work)))
-        return np.where((t > 0) & (ep_ > 1), np.maximum(price, work.remote_bytes / self.intra.bytes_per_s), 0.0)
+        return np.where((t > 0) & (ep_ > 1), np.maximum(price, work.remote_bytes / near), 0.0)
 
     def all_gather_s(self, n_bytes: Reals, n_ranks: Reals, stride: Reals = 1) -> Array:
         """``(n−1)/n·bytes`` received per rank, ``n_bytes`` being the gathered result."""
@@ -135,7 +136,7 @@ class Network:
         r, nodes = self._shape(n, step)
         op = op.removesuffix(".int8")
         wire = WIRE[op] * size
-        near = wire_bytes(op, size * r / n if op == "all_to_all" else size, r) / self.intra.bytes_per_s
+        near = wire_bytes(op, size * r / n if op == "all_to_all" else size, r) / self.near_bytes_per_s(r)
         out = wire * (n - r) / n if op == "all_to_all" else wire * (nodes - 1) / nodes / r
         return np.maximum(near, np.where(nodes > 1, out / self._nic_share(), 0.0)) * (n > 1)
 
@@ -159,6 +160,11 @@ class Network:
         r = np.maximum(np.minimum(n, np.floor(self.cluster.gpus_per_node / np.maximum(stride, 1))), 1)
         return r, np.ceil(n / r)
 
+    def near_bytes_per_s(self, n_ranks: Array) -> Array:
+        """Bytes/s from one GPU to the others of its group inside a node: in a mesh only its links to them serve."""
+        links = max(self.intra.mesh_links, 1)
+        return self.intra.bytes_per_s * np.clip(n_ranks - 1, 1, links) / links
+
     def _nic_share(self) -> float:
         return min(self.cluster.nics_per_node * self.inter.bytes_per_s / self.cluster.gpus_per_node, self.intra.bytes_per_s)
 
@@ -169,7 +175,7 @@ class Network:
             self._curves[key] = self._level_curve(key, op.removesuffix(".int8"))
         seconds = np.exp(self._curves[key].log_factor(np.maximum(size, 1), np.maximum(n, 1)).astype(np.float64))
         price = seconds * np.maximum(size / SIZES[-1], 1)
-        return np.where(n > 1, np.maximum(price, wire_bytes(op.removesuffix(".int8"), size, n) / self.intra.bytes_per_s), 0.0)
+        return np.where(n > 1, np.maximum(price, wire_bytes(op.removesuffix(".int8"), size, n) / self.near_bytes_per_s(n)), 0.0)
 
     def _level_curve(self, key: str, op: str) -> GridCurve:
         """``ln(seconds)`` of a family over SIZES and RANKS: trend times correction, made to rise with size (``rising``).
@@ -182,10 +188,10 @@ class Network:
         if key.startswith("custom_allreduce."):
             card = self.gpu.compute_capability
             pieces = algorithm(size, n, card)
-            seconds = custom_all_reduce_trend_s(size, n, self.intra.bytes_per_s, card, fit.coefficients)
+            seconds = custom_all_reduce_trend_s(size, n, self.near_bytes_per_s(n), card, fit.coefficients)
             coordinates: tuple[Array, ...] = custom_all_reduce_coordinates(size, n, card)
         else:
-            seconds = collective_trend_s(op, size, n, self.intra.bytes_per_s, fit.coefficients)
+            seconds = collective_trend_s(op, size, n, self.near_bytes_per_s(n), fit.coefficients)
             coordinates = collective_coordinates(size, n)
         if fit.axes:
             seconds = seconds * np.exp(GridCurve.of(fit.axes, self.calibration.correction(fit)).log_factor(*coordinates))

@@ -56,7 +56,9 @@ def start_coefficients(algorithms: Chosen) -> dict[str, float]:
     return each | {"hop_s": 3e-7} | ({"ring_frac": 0.5} if "library" in used else {})
 
 
-def custom_all_reduce_trend_s(n_bytes: Array, n_ranks: Array, link_bytes_per_s: float, capability: str, c: Mapping[str, float]) -> Array:
+def custom_all_reduce_trend_s(
+    n_bytes: Array, n_ranks: Array, link_bytes_per_s: float | Array, capability: str, c: Mapping[str, float]
+) -> Array:
     """Seconds: ``softmax(launch + hop_s·log2(n), bytes on the wire / (link · achieved fraction))``, launch and fraction by algorithm.
 
     The library fills its pipeline before it streams: there the two add. On the wire, per byte of message: ``n − 1`` in one shot,

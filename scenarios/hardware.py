@@ -54,12 +54,16 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A connection as one GPU sees it: bandwidth per direction, one-way latency of a small message."""
+    """A connection as one GPU sees it: bandwidth per direction, one-way latency of a small message.
+
+    ``mesh_links`` is the number of equal links that make up the bandwidth, one to each peer; 0: a switch gives all of it to any peer.
+    """
 
     name: str
     kind: str
     bytes_per_s: float
     latency_s: float
+    mesh_links: int = 0
     sources: dict[str, str] = field(default_factory=dict)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..costmodels.collectives import Network
 from .links import FairLinks, Path
 
@@ -14,13 +16,14 @@ class Placement:
     A pair in one node talks over its GPUs' own links: ``n_gpus · intra`` a side. Across nodes each GPU has ``nics_per_node/gpus_per_node``
     of an adapter of its own, a replica those of its GPUs together; with ``nic_per_gpu`` false one adapter serves a node, for all replicas
     on it, and a replica on several nodes sends an equal part through each. ``ranks`` are the replica's GPUs that hold one request's KV:
-    one transfer cannot use the links of more.
+    one transfer cannot use the links of more, and in a mesh a pair of GPUs has one link.
     """
 
     def __init__(self, network: Network, gpus: Sequence[int], ranks: Sequence[int], nic_per_gpu: bool) -> None:
         cluster = network.cluster
         self._gpus, self._ranks = gpus, ranks
         self._intra, self._inter = network.intra.bytes_per_s, network.inter.bytes_per_s
+        self._pair = float(network.near_bytes_per_s(np.array(2.0)))
         self._latency = (network.intra.latency_s, network.inter.latency_s)
         self._share = network.inter.bytes_per_s * cluster.nics_per_node / cluster.gpus_per_node if nic_per_gpu else self._inter
         self._own = nic_per_gpu
@@ -49,7 +52,7 @@ class Placement:
     def _find(self, sender: int, receiver: int) -> tuple[Path, float, float]:
         ranks = min(self._ranks[sender], self._ranks[receiver])
         if len(self._nodes[sender]) == len(self._nodes[receiver]) == 1 and self._nodes[sender] == self._nodes[receiver]:
-            return ((2 * sender, 1.0), (2 * receiver + 1, 1.0)), self._intra * ranks, self._latency[0]
+            return ((2 * sender, 1.0), (2 * receiver + 1, 1.0)), self._pair * ranks, self._latency[0]
         return (*self._way(sender, 0), *self._way(receiver, 1)), self._share * ranks, self._latency[1]
 
     def _way(self, replica: int, direction: int) -> Path:

@@ -67,3 +67,20 @@ def test_dispatch_beats_no_link() -> None:
         price = net.dispatch_s(tokens, 7168, 8, 8, "deepep_ht", phase)
         assert np.all(price >= tokens * 7 * (1 - (7 / 8) ** 8) * 7168 / net.intra.bytes_per_s)
     assert float(net.dispatch_s(8192, 3072, 8, 8, "deepep_ht", "combine")) == pytest.approx(1.902e-3, rel=0.1)
+
+
+def test_a_mesh_gives_a_pair_one_link_and_a_node_all() -> None:
+    """MI300X joins each pair of eight GPUs by one of seven links: ``n − 1`` of them serve a group of ``n``; a switch gives all to any pair."""
+    cluster = registry.cluster("mi300x", 8)
+    gpu = registry.accelerator(cluster.gpu)
+    mesh = Network(cluster, gpu, registry.link(cluster.intra), registry.link(cluster.inter), load_calibration(gpu))
+    large = 2.0**30
+    for n in (2, 4, 8):
+        assert mesh.floor_s("all_reduce", large, n) == pytest.approx(large / ((n - 1) * 64e9))
+        assert mesh.all_reduce_s(large, n) >= mesh.floor_s("all_reduce", large, n)
+        assert mesh.custom_all_reduce_s(large, n) >= mesh.floor_s("all_reduce", large, n)
+    assert mesh.p2p_s(large) >= large / 64e9
+    switched = registry.cluster("h100-sxm", 8)
+    card = registry.accelerator(switched.gpu)
+    link = registry.link(switched.intra)
+    assert Network(switched, card, link, registry.link(switched.inter), load_calibration(card)).p2p_s(large) < 2 * large / link.bytes_per_s

@@ -85,7 +85,7 @@ def test_links_are_plausible(name: str) -> None:
     link = by_name(Link, "links", name, "link")
     assert 1e9 <= link.bytes_per_s <= 900e9
     assert 0.5e-6 <= link.latency_s <= 100e-6
-    assert set(link.sources) == {"bytes_per_s", "latency"}
+    assert set(link.sources) == {"bytes_per_s", "latency"} | ({"mesh_links"} if link.mesh_links else set())
 
 
 @pytest.mark.parametrize(
