@@ -70,7 +70,7 @@ def test_dispatch_beats_no_link() -> None:
 
 
 def test_a_mesh_gives_a_pair_one_link_and_a_node_all() -> None:
-    """MI300X joins each pair of eight GPUs by one of seven links: ``n − 1`` of them serve a group of ``n``; a switch gives all to any pair."""
+    """MI300X joins each pair of eight GPUs by one of seven links: ``n − 1`` of them serve a group of ``n``."""
     cluster = registry.cluster("mi300x", 8)
     gpu = registry.accelerator(cluster.gpu)
     mesh = Network(cluster, gpu, registry.link(cluster.intra), registry.link(cluster.inter), load_calibration(gpu))
