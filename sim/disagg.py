@@ -69,6 +69,7 @@ class Disaggregated:
         self.prefill, self.decode = range(n_prefill), range(n_prefill, len(fleet.replicas))
         for i in self.prefill:
             fleet.replicas[i].hold = True
+        self.most_tokens = fleet.replicas[-1].blocks * fleet.replicas[-1].block
         self.coming = [0] * len(fleet.replicas)
         self.lines: list[deque[tuple[int, int]]] = [deque() for _ in (self.decode if decode_in_turn else range(1))]
         self._turn = 0
@@ -83,8 +84,8 @@ class Disaggregated:
 
     def dispatch(self, q: int) -> bool:
         """A request that is ready goes to a prefill replica; False when it can never be served."""
-        requests, last = self.fleet.requests, self.fleet.replicas[-1]
-        if -(-(requests.prompt[q] + self.answers[q] - 1) // last.block) > last.blocks:
+        requests = self.fleet.requests
+        if requests.prompt[q] + self.answers[q] - 1 > self.most_tokens:
             requests.rejected.append(q)
             return False
         if self.decode_first:
@@ -156,10 +157,9 @@ class Disaggregated:
 
     def _send_waiting(self) -> None:
         for d, line in zip(self.decode, self.lines, strict=False):
-            allowed = self.decode if len(self.lines) == 1 else range(d, d + 1)
             while line:
                 q, i = line[0]
-                move = self._admit(q, i, allowed)
+                move = self._admit(q, i, self.decode if len(self.lines) == 1 else range(d, d + 1))
                 if move is None:
                     break
                 line.popleft()
@@ -177,14 +177,14 @@ class Disaggregated:
 
     def _admit(self, q: int, i: int, allowed: range) -> _Move | None:
         """Reserve room on the decode replica with fewest requests among those of ``allowed`` that have it."""
-        fleet, coming, requests = self.fleet, self.coming, self.fleet.requests
+        fleet, coming, requests, replicas = self.fleet, self.coming, self.fleet.requests, self.fleet.replicas
         fleet.catch_up()
-        loads = [fleet.replicas[d].n_outstanding + coming[d] for d in allowed]
-        for _ in loads:
+        loads = [replicas[d].n_outstanding + coming[d] for d in allowed]
+        for _ in allowed:
             load = min(loads)
             at = loads.index(load)
             d = allowed[at]
-            replica = fleet.replicas[d]
+            replica = replicas[d]
             need = self._room(q, replica)
             if load < replica.max_seqs and need <= replica.free:
                 tight = need + most_growth(replica) > replica.free
@@ -196,7 +196,7 @@ class Disaggregated:
                         fleet.wake(d)  # with less room, less can be said about what it will do
                     coming[d] += 1
                     n_bytes = requests.prompt[q] * self.kv_bytes_per_token + self.state_bytes
-                    self.moves[q] = _Move(sender=i, receiver=d, n_bytes=n_bytes)
+                    self.moves[q] = _Move(i, d, n_bytes)
                     return self.moves[q]
             loads[at] = NEVER
         return None
@@ -223,14 +223,18 @@ class Disaggregated:
         self._wake_at = NEVER
         links = self.placement.links
         end_s, transfer = links.next_end()
-        while transfer >= 0 and round(end_s * PS) <= at:
+        while transfer >= 0:
+            ends = round(end_s * PS)
+            if ends > at:
+                self._wake_at = ends
+                self.fleet.at(ends, self._links_end, ends)
+                return
             links.end(transfer, end_s)
             move = self.moves[transfer // 2]
             move.pieces -= 1
             if not move.pieces and move.n_bytes <= 0:
                 self._moved(transfer // 2)
             end_s, transfer = links.next_end()
-        self._watch_links()
 
     def _moved(self, q: int) -> None:
         """All of a request's KV has left: its prefill replica lets go, and it decodes once the last byte is there."""

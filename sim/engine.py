@@ -8,12 +8,12 @@ prompt are skipped in closed form up to the next finish or arrival: their time i
 
 from __future__ import annotations
 
-import math
 from heapq import heappop, heappush
 
 from .gaps import FOLD
 from .preempt import preempt
 from .replica_state import ReplicaState
+from .step_count import steps_before
 
 NEVER = 1 << 80
 
@@ -25,26 +25,25 @@ class Replica(ReplicaState):
     ``hold`` is set, a request that ends with its prompt keeps its KV until ``let_go``.
     """
 
+    __slots__ = ()
+
     def run(self, until: int = NEVER) -> None:
         """Play every step that starts before ``until`` (ps); requests ready by then must have been submitted."""
-        r, times, policy, waiting, store = self.r, self.times, self.policy, self.waiting, self.store
-        prompt, output, cached, ready, first, finish, end = r.prompt, r.output, r.cached, r.ready, r.first, r.finish, r.end
-        linear, decode, slope, chunk_ps, chunk_slope = times.linear, times.decode, times.decode_slope, times.prefill, times.prefill_slope
-        beside, beside_slope, idle = times.beside, times.beside_slope, times.idle
-        chunked, mixed, refill, padded = policy.chunked, policy.mixed, policy.refill, policy.padded
-        reserve, fcfs = policy.reserve_output, not policy.by_priority
-        budget, max_seqs, block, bits = self.budget, self.max_seqs, self.block, self.bits
-        pending, p, heap, grow, order, mask = self.pending, self.next_pending, self.heap, self.grow, self.order, (1 << self.bits) - 1
+        prompt, output, cached, ready, first, finish, end, lost = self.columns
+        linear, decode, slope, chunk_ps, chunk_slope, beside, beside_slope, idle, ranks = self.tables
+        chunked, mixed, refill, padded, reserve, fcfs, budget, max_seqs, block, bits, mask, longest_piece = self.rules
+        waiting, pending, heap, grow, order, loading, landed, gaps, counts, fresh = self.lists
+        p, times, store = self.next_pending, self.times, self.store
         now, k, n, kv, pad, free = self.now, self.k, self.n, self.kv, self.pad, self.free
         part, past, rem, opened, held = self.part, self.past, self.rem, self.open, self.held
-        gaps, counts, fresh, last_decode = self.gaps.ps, self.gaps.counts, self.fresh, self.last_decode
-        n_steps, busy, n_done, log, seen, keep = self.n_steps, self.busy_ps, 0, self.log, self.seen, self.hold
+        last_decode, n_steps, busy, n_done = self.last_decode, self.n_steps, self.busy_ps, 0
+        log, seen, keep = self.log, self.seen, self.hold
         next_ready = ready[pending[p]] if p < len(pending) else NEVER
         next_end = heap[0] >> bits if heap else NEVER
-        loading, landed, loads = self.loading, self.landed, store is not None and store.tiers is not None
+        loads = store is not None and store.tiers is not None
         next_land = loading[0][0] if loading else NEVER
         joins: list[int] = []
-        ranks, longest_piece, pieces = times.ranks, self.longest_piece, []
+        pieces: list[tuple[int, int]] = []
 
         while now < until:
             while next_ready <= now:
@@ -99,14 +98,12 @@ class Replica(ReplicaState):
                     queue = landed or waiting
                     q = queue[0]
                     size = prompt[q]
-                    hold = -(-(size + output[q] - 1 if reserve else size) // block)
                     past = cached[q]
+                    hold = 0 if landed else -(-(size + output[q] - 1 if reserve else size) // block)
                     if store is not None:
                         hit, shared = store.match(q, free)
-                        hold = -shared if landed else hold - shared
+                        hold -= shared
                         past = max(past, min(hit, size - 1))
-                    elif landed:
-                        hold = 0
                     if hold > room:
                         break
                     if loads and not landed:
@@ -129,7 +126,7 @@ class Replica(ReplicaState):
                     if store is not None:
                         store.take(q)
                     if cached[q]:
-                        attention += r.swapped.pop(q, 0)
+                        attention += self.r.swapped.pop(q, 0)
                         cached[q] = 0
                     room -= hold
                     free -= hold
@@ -167,10 +164,13 @@ class Replica(ReplicaState):
                         limit = next_land
                     j = m - 1
                     if now + j * fixed + per_kv * (j * kv + n * (j * m >> 1)) >= limit:
-                        m = _steps_before(limit - now, fixed + per_kv * kv, per_kv * n) + 1
+                        m = steps_before(limit - now, fixed + per_kv * kv, per_kv * n) + 1
                     if not reserve and m > 1:
                         cycles, rest = divmod(m, block)
-                        grown = cycles * n + sum([grow[(k + i) % block] for i in range(1, rest + 1)])
+                        at = (k + 1) % block
+                        grown = cycles * n + sum(grow[at : at + rest])
+                        if at + rest > block:
+                            grown += sum(grow[: at + rest - block])
                         if grown > free:
                             m = 1
                         else:
@@ -202,7 +202,9 @@ class Replica(ReplicaState):
                 log.add(now - dt, now, m, decoded + asked, asked, n, len(joins) + (part >= 0), kv, len(waiting), free)
 
             # 4. token gaps
-            if mixed:
+            if not n:
+                pass
+            elif mixed:
                 gaps.append(dt // m)
                 counts.append(n * m)
             elif not tokens:
@@ -250,8 +252,8 @@ class Replica(ReplicaState):
                 for q in joins:
                     if first[q] < 0:
                         first[q] = now
-                    elif q in r.lost:
-                        gaps.append(now - r.lost.pop(q))
+                    elif q in lost:
+                        gaps.append(now - lost.pop(q))
                         counts.append(1)
                     steps = output[q] - 1
                     if not steps:
@@ -289,15 +291,3 @@ class Replica(ReplicaState):
         """Serve a request whose prompt's KV (``cached``) lies here from ``at`` (ps) on, in blocks that were taken from ``free`` before."""
         heappush(self.loading, (at, request))
         self.n_outstanding += 1
-
-
-def _steps_before(span: int, first: int, growth: int) -> int:
-    """Most steps whose total ``j·first + growth·j(j+1)/2`` stays under ``span`` (all in ps, ``first > 0``)."""
-    half = growth / 2
-    linear = first + half
-    j = int(2 * span / (linear + math.sqrt(linear * linear + 4 * half * span)))
-    while j > 0 and j * first + growth * (j * (j + 1) >> 1) >= span:
-        j -= 1
-    while (j + 1) * first + growth * ((j + 1) * (j + 2) >> 1) < span:
-        j += 1
-    return j

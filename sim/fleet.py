@@ -17,7 +17,7 @@ Finished = Callable[[int, int, int, int], None]
 
 
 class Fleet:
-    """Replicas and a SimPy environment whose clock counts whole picoseconds.
+    """Replicas and the events between them, on a clock of whole picoseconds; events of one time happen in the order in which they were set.
 
     What one replica does can matter to others only through its finishes. A replica whose finishes nobody hears plays on by itself; it is
     brought up to the clock when its state is asked for, as far as that can have changed, and at the end. Replicas whose finishes are
@@ -28,6 +28,7 @@ class Fleet:
 
     def __init__(self, requests: Requests, replicas: list[Replica]) -> None:
         self.env = simpy.Environment(initial_time=0)
+        self.now = 0
         self.requests, self.replicas = requests, replicas
         self._watched = [False] * len(replicas)
         self._turn = [NEVER] * len(replicas)
@@ -37,13 +38,9 @@ class Fleet:
         self._finished: Finished | None = None
         self._tell_stalled: Callable[[int], None] | None = None
 
-    @property
-    def now(self) -> int:
-        return int(self.env.now)
-
     def at(self, time: int, action: Callable[..., None], *values: Any) -> None:
         """Do something at a time (ps) that is not past."""
-        event = simpy.Timeout(self.env, time - self.env.now)
+        event = simpy.Timeout(self.env, time - self.now)
         event.callbacks = [lambda _: action(*values)]
 
     def hear(self, finished: Finished, stalled: Callable[[int], None] | None = None) -> None:
@@ -63,16 +60,20 @@ class Fleet:
 
     def submit(self, request: int, i: int) -> bool:
         """Give replica ``i`` a request, ready now or later than all it was given; False when it can never hold it."""
-        accepted = self.replicas[i].submit(request)
-        if accepted:
-            self._queue(i, max(self.replicas[i].now, self.requests.ready[request]))
-        return accepted
+        replica = self.replicas[i]
+        if not replica.submit(request):
+            return False
+        start, now = self.requests.ready[request], replica.now
+        if start < self._turn[i]:
+            self._queue(i, start if start > now else now)
+        return True
 
     def wake(self, i: int) -> None:
         """Replica ``i`` may be able to do something from now on that it was not: it was given work, or room."""
-        replica = self.replicas[i]
-        if replica.n_outstanding:
-            self._queue(i, max(self.now, replica.now, 0 if _at_work(replica) else _next_news(replica)))
+        replica, now = self.replicas[i], self.now
+        start = replica.now if replica.now > now else now
+        if start < self._turn[i] and replica.n_outstanding:
+            self._queue(i, start if replica.n or _at_work(replica) else max(start, _next_news(replica)))
 
     def catch_up(self, i: int = -1) -> None:
         """Bring all replicas' numbers of requests up to now; with ``i`` all there is to know of that one."""
@@ -91,13 +92,16 @@ class Fleet:
             elif at == float("inf"):
                 break
             else:
+                self.now = int(at)
                 env.step()
         self._play_apart(NEVER)
 
     def _play_apart(self, at: int) -> None:
-        turns = self._apart
+        turns, turn = self._apart, self._turn
         while turns and turns[0][0] < at:
-            self._play(*heappop(turns), at)
+            start, i = heappop(turns)
+            if turn[i] == start:
+                self._play(start, i, at)
 
     def _play_first(self, at: int) -> None:
         """The watched replica whose step starts first, up to where another might act on it, or the next event."""
@@ -117,22 +121,26 @@ class Fleet:
             return  # it was given an earlier one since
         self._turn[i] = NEVER
         replica = self.replicas[i]
-        if self._stalled[i]:
-            replica.now = max(replica.now, start)
+        if self._stalled[i] and replica.now < start:
+            replica.now = start
         before = replica.now
         replica.run(until)
         if not replica.n_outstanding:
             return
-        moved, at_work = replica.now > before or replica.stirs() > replica.now, _at_work(replica)
-        if at_work and not moved and not self._stalled[i] and self._tell_stalled is not None:
-            self._tell_stalled(i)
-        self._stalled[i] = at_work and not moved
-        if at_work and moved:
-            self._queue(i, quiet_until(replica))
+        moved = replica.now > before or replica.stirs() > replica.now
+        if replica.n or _at_work(replica):
+            if moved:
+                self._stalled[i] = False
+                self._queue(i, quiet_until(replica))
+                return
+            if not self._stalled[i] and self._tell_stalled is not None:
+                self._tell_stalled(i)
+            self._stalled[i] = True
         else:
-            news = _next_news(replica)
-            if news >= until or moved:  # else it lacks room, and whoever makes some will wake it
-                self._queue(i, max(news, replica.now))
+            self._stalled[i] = False
+        news = _next_news(replica)
+        if news >= until or moved:  # else it lacks room, and whoever makes some will wake it
+            self._queue(i, max(news, replica.now))
 
     def _queue(self, i: int, start: int) -> None:
         if start < self._turn[i]:
@@ -146,17 +154,19 @@ def quiet_until(replica: Replica) -> int:
     That is the start of the step with that finish. Its present time where more than that goes on or KV may run short. A pipeline's next
     event, and no request starts or ends on it before.
     """
+    now, heap, n = replica.now, replica.heap, replica.n
     if type(replica) is not Replica:
-        return max(replica.now, min(replica.stirs(), _next_news(replica)))
-    may_start = (replica.waiting or replica.landed) and replica.n + replica.pad < replica.max_seqs
-    if may_start or replica.part >= 0 or not replica.heap:
-        return replica.now
-    steps, n, rows = (replica.heap[0] >> replica.bits) - replica.k - 1, replica.n, replica.n + replica.pad
-    if most_growth(replica) > replica.free:
-        return replica.now
+        return max(now, min(replica.stirs(), _next_news(replica)))
+    if not heap or replica.part >= 0:
+        return now
+    rows, steps = n + replica.pad, (heap[0] >> replica.bits) - replica.k - 1
+    if ((replica.waiting or replica.landed) and rows < replica.max_seqs) or most_growth(replica) > replica.free:
+        return now
     t = replica.times
-    span = steps * (t.linear[rows] + t.decode[rows]) + t.decode_slope[n] * (steps * replica.kv + n * (steps * (steps + 1) >> 1))
-    return max(replica.now, min(replica.now + span, _next_news(replica)))
+    at = now + steps * (t.linear[rows] + t.decode[rows]) + t.decode_slope[n] * (steps * replica.kv + n * (steps * (steps + 1) >> 1))
+    if replica.loading or replica.next_pending < len(replica.pending):
+        at = min(at, _next_news(replica))
+    return at if at > now else now
 
 
 def most_growth(replica: Replica) -> int:

@@ -15,7 +15,8 @@ Path = tuple[tuple[int, float], ...]
 class _Lane:
     """Transfers of one path and ceiling, which always run at one rate: what each has sent since the lane was empty, at time ``since``.
 
-    ``goals`` is a heap of (bytes sent at which one is done, transfer); ``n`` counts those that run, ``version`` how often it was re-timed.
+    ``goals`` is a heap of (bytes sent at which one is done, transfer); ``n`` counts those that run, ``version`` how often it was re-timed;
+    ``alone`` has the rate of so many transfers while the lane has its links to itself.
     """
 
     path: Path
@@ -26,6 +27,7 @@ class _Lane:
     n: int = 0
     version: int = 0
     goals: list[tuple[float, int]] = field(default_factory=list)
+    alone: dict[int, float] = field(default_factory=dict)
 
 
 class FairLinks:
@@ -54,17 +56,24 @@ class FairLinks:
         i = self._lane_of.setdefault((path, ceiling), len(self._lanes))
         if i == len(self._lanes):
             self._lanes.append(_Lane(path=path, ceiling=ceiling))
-        lane = self._lanes[i]
+        lane, alone = self._lanes[i], True
         for link, share in path:
-            self._on[link][i] = share
+            on = self._on[link]
+            on[i] = share
+            alone = alone and len(on) == 1
             self.carried[link] += n_bytes * share
-        self._advance(lane, at)
-        if not lane.n:
-            lane.sent, lane.goals = 0.0, []
+        if lane.n:
+            self._advance(lane, at)
+        else:
+            lane.sent, lane.since = 0.0, at
+            lane.goals.clear()
         lane.n += 1
         heappush(lane.goals, (lane.sent + n_bytes, transfer))
         self._flows[transfer] = i
-        self._share(path, at, i)
+        if alone:
+            self._retime(lane, i, self._alone(lane), at)
+        else:
+            self._share(path, at, i)
 
     def next_end(self) -> tuple[float, int]:
         """(time, transfer) of the one that ends first at the present rates; (inf, -1) when none runs. Ties go to the lowest id."""
@@ -79,15 +88,26 @@ class FairLinks:
         """Take a finished transfer off its links."""
         i = self._flows.pop(transfer)
         lane = self._lanes[i]
-        self._advance(lane, at)
         lane.n -= 1
         lane.version += 1
-        while lane.goals and lane.goals[0][1] not in self._flows:
-            heappop(lane.goals)
-        if not lane.n:
-            lane.rate = 0.0
+        on = self._on
+        if lane.n:
+            self._advance(lane, at)
+            while lane.goals[0][1] not in self._flows:
+                heappop(lane.goals)
+            alone = True
             for link, _ in lane.path:
-                del self._on[link][i]
+                alone = alone and len(on[link]) == 1
+            if alone:
+                self._retime(lane, i, self._alone(lane), at)
+                return
+        else:
+            lane.rate, alone = 0.0, True
+            for link, _ in lane.path:
+                del on[link][i]
+                alone = alone and not on[link]
+            if alone:
+                return
         self._share(lane.path, at, i)
 
     def rate(self, transfer: int) -> float:
@@ -101,13 +121,6 @@ class FairLinks:
     def _share(self, path: Path, at: float, changed: int) -> None:
         """Rates anew for every lane joined to ``path`` by shared links; lane ``changed`` is re-timed in any case."""
         lanes, on = self._lanes, self._on
-        for link, _ in path:
-            if len(on[link]) > (changed in on[link]):
-                break
-        else:  # the changed lane has its links to itself
-            if lanes[changed].n:
-                self._retime(lanes[changed], changed, self._alone(changed), at)
-            return
         links = dict.fromkeys(link for link, _ in path)
         touched: dict[int, None] = {}
         todo = list(links)
@@ -119,33 +132,32 @@ class FairLinks:
                         if link not in links:
                             links[link] = None
                             todo.append(link)
-        for i, rate in (self._fill(touched, links) if len(touched) > 1 else {i: self._alone(i) for i in touched}).items():
+        for i, rate in (self._fill(touched, links) if len(touched) > 1 else {i: self._alone(lanes[i]) for i in touched}).items():
             if rate != lanes[i].rate or i == changed:
                 self._retime(lanes[i], i, rate, at)
 
     def _retime(self, lane: _Lane, i: int, rate: float, at: float) -> None:
         """Lane ``i`` runs at ``rate`` from now on: when its next transfer ends."""
-        self._advance(lane, at)
+        if lane.since != at:
+            self._advance(lane, at)
         lane.rate = rate
         lane.version += 1
         goal, transfer = lane.goals[0]
         heappush(self._ends, (at + max(goal - lane.sent, 0.0) / rate, transfer, i, lane.version))
 
-    def _alone(self, i: int) -> float:
+    def _alone(self, lane: _Lane) -> float:
         """Rate of the transfers of a lane that has its links to itself."""
-        lane = self._lanes[i]
-        rate, n = lane.ceiling, lane.n
-        for link, share in lane.path:
-            alone = self.bytes_per_s[link] / (share * n)
-            if alone < rate:
-                rate = alone
+        rate = lane.alone.get(lane.n)
+        if rate is None:
+            rates = [self.bytes_per_s[link] / (share * lane.n) for link, share in lane.path]
+            rate = lane.alone[lane.n] = min([lane.ceiling, *rates])
         return rate
 
     def _fill(self, touched: dict[int, None], links: dict[int, None]) -> dict[int, float]:
         """Progressive filling over one group of joined lanes: the rate of each one's transfers."""
         lanes, on = self._lanes, self._on
         room = {link: self.bytes_per_s[link] for link in links if on[link]}
-        rising = {link: sum(share * lanes[i].n for i, share in on[link].items()) for link in room}
+        rising = {link: sum([share * lanes[i].n for i, share in on[link].items()]) for link in room}
         ceilings = sorted((lanes[i].ceiling, i) for i in touched)
         found: dict[int, float] = {}
         low = 0
@@ -165,6 +177,6 @@ class FairLinks:
                 for link, share in lanes[i].path:
                     room[link] = max(room[link] - level * share * lanes[i].n, 0.0)
                     rising[link] -= share * lanes[i].n
-            if tightest >= 0 and stop and all(i in found for i in on[tightest]):
+            if tightest >= 0 and stop and found.keys() >= on[tightest].keys():
                 rising[tightest] = 0.0
         return found

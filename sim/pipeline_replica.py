@@ -66,8 +66,7 @@ class PipelineReplica(SteppingReplica):
         self.idle = deque(self.lanes)
         self.flying: deque[Flight] = deque()
         self.stage_free, self.stage_first, self.stage_busy = [0] * n, [-1] * n, [0] * n
-        self.host_free = self.host_busy = 0
-        self.left, self.tried = 0, False
+        self.host_free, self.host_busy, self.left, self.tried = 0, 0, 0, False
 
     def run(self, until: int = NEVER) -> None:
         """Play every event before ``until`` (ps): micro-batches that leave, requests that come, micro-batches that are scheduled."""
@@ -296,7 +295,6 @@ class PipelineReplica(SteppingReplica):
 
     def _compute_ps(self, tokens: int, past: int) -> int:
         """Time to compute ``tokens`` of a prompt alone: all chunks on the widest stage, the last one on the others too."""
-        whole, layers = super()._compute_ps(tokens, past), self.stages.layers
+        whole, layers, last = super()._compute_ps(tokens, past), self.stages.layers, min(tokens, self.longest_piece)
         share = max(layers) / sum(layers)
-        last = min(tokens, self.longest_piece)
         return round(whole * share + (1 - share) * super()._compute_ps(last, past + tokens - last))

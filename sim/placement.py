@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..costmodels.collectives import Network
 from .links import FairLinks, Path
 
@@ -23,7 +21,7 @@ class Placement:
         cluster = network.cluster
         self._gpus, self._ranks = gpus, ranks
         self._intra, self._inter = network.intra.bytes_per_s, network.inter.bytes_per_s
-        self._pair = float(network.near_bytes_per_s(np.array(2.0)))
+        self._pair = float(network.near_bytes_per_s(2))
         self._latency = (network.intra.latency_s, network.inter.latency_s)
         self._share = network.inter.bytes_per_s * cluster.nics_per_node / cluster.gpus_per_node if nic_per_gpu else self._inter
         self._own = nic_per_gpu
@@ -45,9 +43,10 @@ class Placement:
 
     def route(self, sender: int, receiver: int) -> tuple[Path, float, float]:
         """(links with the share of the bytes over each, ceiling in bytes/s, latency in s) from one replica to another."""
-        if (sender, receiver) not in self._routes:
-            self._routes[sender, receiver] = self._find(sender, receiver)
-        return self._routes[sender, receiver]
+        found = self._routes.get((sender, receiver))
+        if found is None:
+            found = self._routes[sender, receiver] = self._find(sender, receiver)
+        return found
 
     def _find(self, sender: int, receiver: int) -> tuple[Path, float, float]:
         ranks = min(self._ranks[sender], self._ranks[receiver])

@@ -47,6 +47,13 @@ ANY_LENGTH = 1 << 62
 class ReplicaState:
     """Counters, queues and limits of one engine, in ps, tokens and KV blocks; ``Replica`` plays them."""
 
+    __slots__ = (
+        "bits", "block", "blocks", "budget", "busy_ps", "columns", "free", "fresh", "gaps", "grow", "heap", "held", "hold", "k", "kv",
+        "landed", "last_decode", "lists", "loading", "log", "longest_piece", "max_seqs", "n", "n_outstanding", "n_preempted", "n_steps",
+        "next_pending", "now", "open", "order", "pad", "part", "past", "pending", "policy", "r", "rank_budget", "ranks", "rem",
+        "rules", "seen", "store", "swap", "tables", "times", "waiting",
+    )  # fmt: skip
+
     def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits, store: PrefixStore | None = None) -> None:
         if store is not None and policy.padded:
             raise BadInput(f"policy={policy.name} keeps finished rows in the batch and shares no prefixes; turn the prefix cache off")
@@ -76,13 +83,21 @@ class ReplicaState:
         self.log: StepLog | None = None
         self.seen: list[tuple[int, int]] | None = None
         self.hold = False
+        # what a run unpacks at once
+        r, t = requests, times
+        self.columns = r.prompt, r.output, r.cached, r.ready, r.first, r.finish, r.end, r.lost
+        self.tables = (t.linear, t.decode, t.decode_slope, t.prefill, t.prefill_slope, t.beside, t.beside_slope, t.idle, t.ranks)
+        chosen = policy.chunked, policy.mixed, policy.refill, policy.padded, policy.reserve_output, not policy.by_priority
+        self.rules = *chosen, self.budget, self.max_seqs, self.block, self.bits, (1 << self.bits) - 1, self.longest_piece
+        queues = self.waiting, self.pending, self.heap, self.grow, self.order, self.loading, self.landed
+        self.lists = *queues, self.gaps.ps, self.gaps.counts, self.fresh
 
     def submit(self, request: int) -> bool:
         """Queue a request; False (and noted as rejected) when the whole KV pool could not hold it, or no step could carry its prompt."""
         r = self.r
         last = r.prompt[request] + r.output[request] - 1
         too_long = not self.policy.chunked and r.prompt[request] + self.max_seqs > len(self.times.linear)
-        if too_long or self._blocks(last) > self.blocks:
+        if too_long or last > self.blocks * self.block:
             r.rejected.append(request)
             return False
         self.pending.append(request)

@@ -11,11 +11,12 @@ from naive_store import NaiveLru
 from roofplan.costmodels.step_times import PS, StepTimes
 from roofplan.scenarios.errors import BadInput
 from roofplan.scenarios.serving import ServeWorkload
-from roofplan.sim.engine import Replica, _steps_before
+from roofplan.sim.engine import Replica
 from roofplan.sim.kvstore import PrefixCache, PromptBlocks
 from roofplan.sim.policies import POLICIES
 from roofplan.sim.replica_state import Limits
 from roofplan.sim.requests import Requests
+from roofplan.sim.step_count import steps_before
 
 
 def toy_times(size: int = 600, ranks: int = 1) -> StepTimes:
@@ -120,7 +121,7 @@ def test_steps_before_is_the_largest_count_under_the_span(span, first, growth):
     def total(j):
         return j * first + growth * j * (j + 1) // 2
 
-    j = _steps_before(span, first, growth)
+    j = steps_before(span, first, growth)
     assert j == 0 or total(j) < span
     assert total(j + 1) >= span
 
