@@ -37,6 +37,13 @@ RANKS = (2.0, 4.0, 8.0, 16.0, 32.0, 72.0, 144.0, 576.0)
 """Nodes of a collective's curve inside one node or NVLink domain: bytes (quarter octaves from 256 B to 16 GiB) and ranks."""
 
 
+def group_bytes_per_s(link: Link, n_ranks: Reals) -> Array:
+    """Bytes/s from one GPU to the others of a group of ``n_ranks``: in a mesh only its links to them serve."""
+    links = max(link.mesh_links, 1)
+    out: Array = link.bytes_per_s * np.clip(as_floats(n_ranks)[0] - 1, 1, links) / links
+    return out
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """Prices collectives over a cluster's links. ``n_bytes`` is the message as nccl-tests counts it (gathered or per-rank buffer).
@@ -160,10 +167,9 @@ class Network:
         r = np.maximum(np.minimum(n, np.floor(self.cluster.gpus_per_node / np.maximum(stride, 1))), 1)
         return r, np.ceil(n / r)
 
-    def near_bytes_per_s(self, n_ranks: Array) -> Array:
-        """Bytes/s from one GPU to the others of its group inside a node: in a mesh only its links to them serve."""
-        links = max(self.intra.mesh_links, 1)
-        return self.intra.bytes_per_s * np.clip(n_ranks - 1, 1, links) / links
+    def near_bytes_per_s(self, n_ranks: Reals) -> Array:
+        """Bytes/s from one GPU to the others of its group inside a node, see ``group_bytes_per_s``."""
+        return group_bytes_per_s(self.intra, n_ranks)
 
     def _nic_share(self) -> float:
         return min(self.cluster.nics_per_node * self.inter.bytes_per_s / self.cluster.gpus_per_node, self.intra.bytes_per_s)

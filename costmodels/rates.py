@@ -6,6 +6,7 @@ from ..scenarios import registry
 from ..scenarios.calibration import Calibration, load_calibration
 from ..scenarios.errors import BadInput
 from ..scenarios.hardware import Cluster
+from .collectives import group_bytes_per_s
 from .step import Rates
 
 KERNELS = {"fa2": "attention.fa2", "best": "attention.prefill.hd128", "decode": "attention.decode.hd128"}
@@ -42,7 +43,7 @@ def rates(
         attention_flops_per_s=gpu.peak_flops_per_s("bf16") * (attention_frac or fits.fit(KERNELS[kernel]).coefficients["compute_frac"]),
         hbm_bytes_per_s=gpu.hbm_bytes_per_s * (memory_frac or fits.fit("attention.decode.hd128").coefficients["memory_frac"]),
         host_bytes_per_s=registry.link(cluster.host_link).bytes_per_s * (link_frac or fits.fit("host_copy").coefficients["link_frac"]),
-        network_bytes_per_s=link.bytes_per_s * share * network_frac,
+        network_bytes_per_s=float(group_bytes_per_s(link, cluster.n_gpus)) * share * network_frac,
         hop_s=link.latency_s,
         hbm_bytes=gpu.hbm_bytes,
         host_ram_bytes=cluster.host_ram_bytes / cluster.gpus_on_host,

@@ -36,3 +36,9 @@ def test_across_nodes_a_gpu_has_its_share_of_the_nics() -> None:
 def test_a_fraction_over_one_is_refused() -> None:
     with pytest.raises(BadInput, match=r"memory_frac=1.1 of h100-sxm must be between 0 and 1: nothing runs faster than its datasheet"):
         rates(registry.cluster("h100-sxm", 1), memory_frac=1.1)
+
+
+def test_four_gpus_of_a_mesh_have_three_links_each() -> None:
+    """MI300X: 64 GB/s to each peer; a switch gives its whole bandwidth to any group."""
+    assert rates(registry.cluster("mi300x", 4)).network_bytes_per_s == pytest.approx(3 * 64e9)
+    assert rates(registry.cluster("h100-sxm", 4)).network_bytes_per_s == rates(registry.cluster("h100-sxm", 8)).network_bytes_per_s
