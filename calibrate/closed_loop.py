@@ -9,7 +9,8 @@ import numpy as np
 
 from ..costmodels.step_times import PS
 from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload, ServingEngine
-from ..sim.engine import NEVER, Replica
+from ..sim.clock import NEVER
+from ..sim.engine import Replica
 from ..sim.replica_kind import ReplicaModel, start_replicas
 from ..sim.requests import Requests
 from .serving_recipes import Recipe

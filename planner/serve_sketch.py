@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..costmodels.serving_ops import ServeSystem
 from ..costmodels.step_times import PS
 from ..scenarios.serving import ServeWorkload
+from ..sim.clock import NEVER
 from ..sim.disagg import hand_over, hide_answers
-from ..sim.engine import NEVER
 from ..sim.placement import Placement
 from ..sim.replica_kind import start_replicas
 from ..sim.requests import Requests

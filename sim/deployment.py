@@ -16,8 +16,9 @@ from ..scenarios.hardware import Cluster
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload, ServingEngine, serving_engine
 from .autoscale import Autoscaler
+from .clock import NEVER
 from .disagg import Disaggregated
-from .engine import NEVER, Replica
+from .engine import Replica
 from .fleet import Fleet
 from .links import FairLinks
 from .placement import Placement

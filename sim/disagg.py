@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from ..costmodels.step_times import PS
 from ..scenarios.errors import BadInput
-from .engine import NEVER, Replica
+from .clock import NEVER
+from .engine import Replica
 from .fleet import Fleet, most_growth
 from .placement import Placement
 from .requests import Requests
@@ -81,6 +82,8 @@ class Disaggregated:
         """Hear of what the prefill replicas finish, and the decode replicas too if somebody waits for answers."""
         self.fleet.hear(self.finished)
         self.fleet.watch(self.prefill if self.answered is None else range(len(self.fleet.replicas)))
+        if self.answered is None and not self.needs_state:
+            self.fleet.foresee(self.prefill)
 
     def dispatch(self, q: int) -> bool:
         """A request that is ready goes to a prefill replica; False when it can never be served."""
@@ -126,7 +129,7 @@ class Disaggregated:
             if any(self.lines):
                 self.fleet.at(at, self._send_waiting)
         elif self.answers[q] == 1:
-            self.fleet.at(at, self._let_go, i, q)
+            self.fleet.at(at, self.fleet.let_go, i, q)
             if self.answered is not None:
                 self.answered(at)
         else:
@@ -239,7 +242,7 @@ class Disaggregated:
     def _moved(self, q: int) -> None:
         """All of a request's KV has left: its prefill replica lets go, and it decodes once the last byte is there."""
         move = self.moves.pop(q)
-        self._let_go(move.sender, q)
+        self.fleet.let_go(move.sender, q)
         arrives = self.fleet.now + round(self.placement.route(move.sender, move.receiver)[2] * PS)
         hand_over(self.fleet.requests, q, self.answers[q], arrives)
         if self.decode_answers:
@@ -247,10 +250,6 @@ class Disaggregated:
         self.coming[move.receiver] -= 1
         self.fleet.replicas[move.receiver].take_over(q, arrives)
         self.fleet.wake(move.receiver)
-
-    def _let_go(self, i: int, q: int) -> None:
-        self.fleet.replicas[i].let_go(q)
-        self.fleet.wake(i)
 
 
 def next_poll(replica: Replica, at: int, poll_steps: int) -> int:

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
+from .clock import NEVER
 from .gaps import FOLD
 from .preempt import preempt
 from .replica_state import ReplicaState
 from .step_count import steps_before
 
-NEVER = 1 << 80
-
 
 class Replica(ReplicaState):
     """One engine. ``submit`` requests in order of ``ready``, then ``run(until)``; results land in the shared ``Requests``.
 
-    Where ``seen`` is a list, ``run`` returns after each step that finished requests and appends (request, that step's time) of each. Where
-    ``hold`` is set, a request that ends with its prompt keeps its KV until ``let_go``.
+    Where ``seen`` is a list, ``run`` appends (request, its last step's time) of each that finishes, and returns after such a step unless
+    ``ahead``. Where ``hold`` is set, a request that ends with its prompt keeps its KV until ``let_go``.
     """
 
     __slots__ = ()
@@ -37,7 +36,7 @@ class Replica(ReplicaState):
         now, k, n, kv, pad, free = self.now, self.k, self.n, self.kv, self.pad, self.free
         part, past, rem, opened, held = self.part, self.past, self.rem, self.open, self.held
         last_decode, n_steps, busy, n_done = self.last_decode, self.n_steps, self.busy_ps, 0
-        log, seen, keep = self.log, self.seen, self.hold
+        log, seen, pauses, keep = self.log, self.seen, not self.ahead, self.hold
         next_ready = ready[pending[p]] if p < len(pending) else NEVER
         next_end = heap[0] >> bits if heap else NEVER
         loads = store is not None and store.tiers is not None
@@ -279,7 +278,7 @@ class Replica(ReplicaState):
                     if not mixed:
                         fresh.append(now)
                 joins.clear()
-            if seen:
+            if seen and pauses:
                 break
 
         self.now, self.k, self.n, self.kv, self.pad, self.free, self.next_pending = now, k, n, kv, pad, free, p

@@ -8,7 +8,9 @@ from typing import Any
 
 import simpy
 
-from .engine import NEVER, Replica
+from .clock import NEVER, Clock
+from .engine import Replica
+from .foresight import Foresight
 from .requests import Requests
 
 Process = Generator[simpy.Event, Any, None]
@@ -27,12 +29,13 @@ class Fleet:
     """
 
     def __init__(self, requests: Requests, replicas: list[Replica]) -> None:
-        self.env = simpy.Environment(initial_time=0)
+        self.env = Clock()
         self.now = 0
         self.requests, self.replicas = requests, replicas
         self._watched = [False] * len(replicas)
         self._turn = [NEVER] * len(replicas)
         self._stalled = [False] * len(replicas)
+        self._foresight: list[Foresight | None] = [None] * len(replicas)
         self._ordered: list[tuple[int, int]] = []
         self._apart: list[tuple[int, int]] = []
         self._finished: Finished | None = None
@@ -40,8 +43,7 @@ class Fleet:
 
     def at(self, time: int, action: Callable[..., None], *values: Any) -> None:
         """Do something at a time (ps) that is not past."""
-        event = simpy.Timeout(self.env, time - self.now)
-        event.callbacks = [lambda _: action(*values)]
+        self.env.call(time, action, *values)
 
     def hear(self, finished: Finished, stalled: Callable[[int], None] | None = None) -> None:
         """Who is told of the finishes of watched replicas, and of replicas that begin to lack room for all they could do next."""
@@ -57,6 +59,13 @@ class Fleet:
         self._apart = [turn for turn in turns if not self._watched[turn[1]]]
         heapify(self._ordered)
         heapify(self._apart)
+
+    def foresee(self, which: Sequence[int]) -> None:
+        """Play these watched replicas ahead where that is sure: they hold their prompts, and have been given all they will ever be."""
+        for i in which:
+            replica = self.replicas[i]
+            if type(replica) is Replica and replica.store is None and replica.log is None:
+                self._foresight[i] = Foresight(replica)
 
     def submit(self, request: int, i: int) -> bool:
         """Give replica ``i`` a request, ready now or later than all it was given; False when it can never hold it."""
@@ -75,6 +84,16 @@ class Fleet:
         if start < self._turn[i] and replica.n_outstanding:
             self._queue(i, start if replica.n or _at_work(replica) else max(start, _next_news(replica)))
 
+    def let_go(self, i: int, request: int) -> None:
+        """Replica ``i`` lets go of the KV of a prompt that it held."""
+        self.replicas[i].let_go(request)
+        foresight = self._foresight[i]
+        if foresight is not None:
+            foresight.freed(request)
+            if foresight.told:
+                return
+        self.wake(i)
+
     def catch_up(self, i: int = -1) -> None:
         """Bring all replicas' numbers of requests up to now; with ``i`` all there is to know of that one."""
         if i < 0:
@@ -86,13 +105,13 @@ class Fleet:
         """Play until no event is left and every replica is idle."""
         env = self.env
         while True:
-            at = env.peek()
+            at = env.next_at()
             if self._ordered and self._ordered[0][0] < at:
-                self._play_first(NEVER if at == float("inf") else int(at))
-            elif at == float("inf"):
+                self._play_first(at)
+            elif at == NEVER:
                 break
             else:
-                self.now = int(at)
+                self.now = at
                 env.step()
         self._play_apart(NEVER)
 
@@ -107,6 +126,10 @@ class Fleet:
         """The watched replica whose step starts first, up to where another might act on it, or the next event."""
         turns = self._ordered
         start, i = heappop(turns)
+        foresight = self._foresight[i]
+        if foresight is not None and not self._stalled[i] and self._turn[i] == start and (foresight.told or foresight.look()):
+            self._tell(i, foresight)
+            return
         self._play(start, i, min(at, max(turns[0][0], start + 1)) if turns else at)
         replica = self.replicas[i]
         if replica.seen:
@@ -114,6 +137,19 @@ class Fleet:
             ended, replica.seen = replica.seen, []
             for request, step_ps in ended:
                 self._finished(i, request, replica.now, step_ps)
+
+    def _tell(self, i: int, foresight: Foresight) -> None:
+        """The turn of a step that was played ahead."""
+        assert self._finished is not None
+        _, ended = foresight.told.popleft()
+        for request, end, step_ps in ended:
+            self._finished(i, request, end, step_ps)
+        self._turn[i] = NEVER
+        replica = self.replicas[i]
+        if foresight.told:
+            self._queue(i, foresight.told[0][0])
+        elif replica.n_outstanding:
+            self._queue(i, replica.now if _at_work(replica) else max(replica.now, _next_news(replica)))
 
     def _play(self, start: int, i: int, until: int) -> None:
         """Play a replica's turn and give it the next: when something may change next; none while it lacks room."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from heapq import heappop
 
 from ..costmodels.pipeline_times import PipelineTimes
+from .clock import NEVER
 from .counted_batch import CountedBatch
-from .engine import NEVER
 from .gaps import FOLD
 from .kvstore import PrefixStore
 from .policies import Policy

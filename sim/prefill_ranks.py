@@ -9,7 +9,8 @@ from random import Random
 from ..costmodels.step_times import StepTimes
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan
-from .engine import NEVER, Replica
+from .clock import NEVER
+from .engine import Replica
 from .policies import Policy
 from .replica_kind import ReplicaModel
 from .replica_state import Limits

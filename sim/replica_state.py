@@ -48,10 +48,10 @@ class ReplicaState:
     """Counters, queues and limits of one engine, in ps, tokens and KV blocks; ``Replica`` plays them."""
 
     __slots__ = (
-        "bits", "block", "blocks", "budget", "busy_ps", "columns", "free", "fresh", "gaps", "grow", "heap", "held", "hold", "k", "kv",
-        "landed", "last_decode", "lists", "loading", "log", "longest_piece", "max_seqs", "n", "n_outstanding", "n_preempted", "n_steps",
-        "next_pending", "now", "open", "order", "pad", "part", "past", "pending", "policy", "r", "rank_budget", "ranks", "rem",
-        "rules", "seen", "store", "swap", "tables", "times", "waiting",
+        "ahead", "bits", "block", "blocks", "budget", "busy_ps", "columns", "free", "fresh", "gaps", "grow", "heap", "held", "hold",
+        "k", "kv", "landed", "last_decode", "lists", "loading", "log", "longest_piece", "max_seqs", "n", "n_outstanding", "n_preempted",
+        "n_steps", "next_pending", "now", "open", "order", "pad", "part", "past", "pending", "policy", "r", "rank_budget", "ranks",
+        "rem", "rules", "seen", "store", "swap", "tables", "times", "waiting",
     )  # fmt: skip
 
     def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits, store: PrefixStore | None = None) -> None:
@@ -82,7 +82,7 @@ class ReplicaState:
         self.landed: deque[int] = deque()
         self.log: StepLog | None = None
         self.seen: list[tuple[int, int]] | None = None
-        self.hold = False
+        self.hold = self.ahead = False
         # what a run unpacks at once
         r, t = requests, times
         self.columns = r.prompt, r.output, r.cached, r.ready, r.first, r.finish, r.end, r.lost

@@ -12,8 +12,9 @@ from ..costmodels.step_times import PS, StepTimes
 from ..scenarios.errors import BadInput
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan, ServeWorkload
+from .clock import NEVER
 from .disagg import hand_over, hide_answers
-from .engine import NEVER, Replica
+from .engine import Replica
 from .fleet import Fleet
 from .policies import policy_named
 from .replica_kind import ReplicaModel, replica_model

@@ -14,7 +14,7 @@ from ..costmodels.step_times import StepTimes
 from ..scenarios.errors import BadInput
 from .admission import AdmittingReplica
 from .batch import Batch
-from .engine import NEVER
+from .clock import NEVER
 from .gaps import FOLD
 from .kvstore import PrefixStore
 from .policies import Policy
