@@ -29,6 +29,7 @@ STEP_KNOBS = (
     Knob(field="sequence_cpu_s", values=(0.0, *(2e-6 * i for i in range(1, 41))), step=1e-5),
     Knob(field="quantised_sequence_s", values=(0.0, *(2e-6 * i for i in range(1, 41))), step=1e-5, engine="vllm"),
     Knob(field="ranks_cpu_s", values=tuple(2e-4 * i for i in range(41)), step=1e-3, engine="vllm-0.6"),
+    Knob(field="per_head_elements", values=tuple(float(i) for i in range(4, 41)), step=1.0, engine="trtllm-0.11"),
     Knob(field="kernel_frac", values=tuple(0.8 + 0.02 * i for i in range(26)), step=0.1),
 )
 """What moves TPOT and throughput."""

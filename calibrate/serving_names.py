@@ -65,5 +65,8 @@ def engine_profile(framework: str, version: Any, is_2024: bool = False, asynchro
     return found if asynchronous and name == "vllm-0.12" else name
 
 
-OLD_RELEASES = {"vllm": (((0, 7), "vllm-0.6"), ((0, 14), "vllm-0.12")), "trtllm": (((0, 18), "trtllm-0.15"), ((1, 1), "trtllm-1.0"))}
+OLD_RELEASES = {
+    "vllm": (((0, 7), "vllm-0.6"), ((0, 14), "vllm-0.12")),
+    "trtllm": (((0, 12), "trtllm-0.11"), ((0, 18), "trtllm-0.15"), ((1, 1), "trtllm-1.0")),
+}
 """Engine -> (first release not covered, profile), oldest first."""

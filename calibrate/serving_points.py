@@ -11,6 +11,7 @@ from typing import Any
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
+from . import argonne
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
 from .serving_formats import Unusable, cache_format, dtype_named, formats
 from .serving_names import FRAMEWORKS, count, engine_profile, model_name
@@ -40,6 +41,8 @@ METRICS = {
 class ServePoint:
     """One measured setting. ``concurrency = 0``: every request is queued at once. ``recipe`` is how its suite launched the engine.
 
+    ``gpu`` is the card as the table names it, ``cluster`` the machine that its suite ran on where that is known ('': the card's own).
+
     With ``split`` prefill has workers of its own, and ``plan`` and ``recipe`` are the decode workers'.
     """
 
@@ -56,6 +59,7 @@ class ServePoint:
     recipe: Recipe
     measured: Mapping[str, float]
     split: Split | None = None
+    cluster: str = ""
 
     def engine_of(self, engine: ServingEngine) -> ServingEngine:
         """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph, its kernel for experts."""
@@ -230,7 +234,7 @@ def _launched(
     return plan, recipe
 
 
-STATIC_SOURCES = ("static", "LLM-Inference-Bench", "gpt-fast", "MInference")
+STATIC_SOURCES = ("static", argonne.NAME, "gpt-fast", "MInference")
 """Sources that run one batch from start to end."""
 GPT_FAST_TOKENS = 200
 """New tokens of gpt-fast's generate.py unless told otherwise."""
@@ -273,19 +277,20 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     plan, recipe = _launched(str(row["framework"]), row.get("version"), model, gpu, date, suite, (isl, osl, load), layout, dtype, experts)
     if offline:
         recipe = trtllm_bench(isl, osl)
-    if "LLM-Inference-Bench" in source:
-        plan = replace(plan, engine=engine_profile(str(row["framework"]), row.get("version"), is_2024=True))
+    if argonne.NAME in source:
+        plan = argonne.argonne_plan(plan, str(row["framework"]), gpu)
     return ServePoint(
         id=name,
         source=source,
         model=model,
         gpu=gpu,
         n_gpus=n_gpus,
-        plan=replace(plan, pp=pp, policy="static" if static else plan.policy),
+        plan=replace(plan, pp=pp, policy="static" if static and argonne.NAME not in source else plan.policy),
         isl=isl,
         osl=osl,
         concurrency=load,
         static_batch=static,
         recipe=recipe,
         measured={metric: float(row["value"]) * factor},
+        cluster=argonne.MACHINES.get(gpu, "") if argonne.NAME in source else "",
     )

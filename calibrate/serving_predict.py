@@ -40,7 +40,7 @@ def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str,
         engine = replace(engine, request_cpu_s=0.0, frontend_cpu_s=0.0, token_cpu_s=0.0)
     seats = min(per_replica, point.plan.max_num_seqs or per_replica)
     plan = replace(point.plan, max_num_seqs=seats) if point.concurrency else point.plan
-    system = replace(_system(point.gpu, point.plan.n_gpus), engine=engine)
+    system = replace(_system(point.cluster or point.gpu, point.plan.n_gpus), engine=engine)
     kind = replica_model(registry.model(point.model), plan, system, work)
     run = closed_loop(kind, plan, engine, work, per_replica, point.recipe)
     lengths = work.prompt_tokens, work.output_tokens
@@ -80,9 +80,9 @@ def _metrics(
 
 
 @cache
-def _system(gpu: str, n_gpus: int) -> ServeSystem:
+def _system(cluster: str, n_gpus: int) -> ServeSystem:
     """The card and links of a replica, whose curves are unpacked once."""
-    return serve_system(registry.cluster(gpu, n_gpus), serving_engine("vllm"))
+    return serve_system(registry.cluster(cluster, n_gpus), serving_engine("vllm"))
 
 
 STATS: dict[str, Callable[[Floats64], float]] = {

@@ -22,6 +22,8 @@ from .serving_points import ServePoint, read_points
 from .serving_predict import predict
 
 FOLDS = 5
+SPLIT_OFF = {"trtllm-0.11": "trtllm-0.15", "vllm-0.6-rocm": "vllm-0.6"}
+"""Profiles made of part of another's rows: which rows are fitted on stays as it was."""
 MAX_LOG_BYTES = 2**30
 STATS = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 REQUEST_KEYS = ("input_toks", "output_toks", "queued_ts", "first_token_ts", "last_token_ts")
@@ -30,7 +32,8 @@ REQUEST_KEYS = ("input_toks", "output_toks", "queued_ts", "first_token_ts", "las
 def is_fit_row(point: ServePoint) -> bool:
     """Whether a point is in the fifth that engine constants are fitted on: by hash of what was run, so equal settings stay together."""
     p = point.plan
-    key = f"{point.model} {point.gpu} {p.engine} {p.tp} {p.pp} {p.dp} {p.ep} {p.weight_dtype} {point.isl} {point.osl} {point.concurrency}"
+    engine = SPLIT_OFF.get(p.engine, p.engine)
+    key = f"{point.model} {point.gpu} {engine} {p.tp} {p.pp} {p.dp} {p.ep} {p.weight_dtype} {point.isl} {point.osl} {point.concurrency}"
     return hashlib.sha256(key.encode()).digest()[0] % FOLDS == 0
 
 

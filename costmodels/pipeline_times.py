@@ -22,6 +22,7 @@ class PipelineTimes:
 
     ``work`` is that of all layers, ``StepTimes`` without head and host: ``linear[tokens] + decode[n] + decode_slope[n]·kv + attention``. A
     hop delays a micro-batch and occupies no stage. ``swap`` is a KV block over the host link, on each stage its own part at once.
+    ``in_turn``: no micro-batch starts before the one before it has left the last stage, and each may hold all seats.
     """
 
     work: StepTimes
@@ -29,6 +30,7 @@ class PipelineTimes:
     host: list[int]
     hop: list[int]
     layers: tuple[int, ...]
+    in_turn: bool = False
 
     @property
     def swap(self) -> int:
@@ -87,4 +89,5 @@ def pipeline_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reac
         host=whole_ps(parts.host),
         hop=whole_ps(hop),
         layers=stage_layers(model.n_layers, plan.pp),
+        in_turn=system.engine.stages_in_turn,
     )

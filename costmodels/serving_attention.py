@@ -12,6 +12,7 @@ from . import linear_layer as linear
 from .arrays import Array
 from .lookup import attention_keys
 from .mixed_attention import mixed_decode_s
+from .per_head_attention import per_head_decode_s, reads_per_head
 from .roofline import Roofline
 from .serving_memory import KV_BYTES
 from .serving_ops import ServeSystem
@@ -130,8 +131,14 @@ def _full_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch: Arra
     if decode and model.q_lora_rank and not model.is_mla:
         return full * wide_decode_s(system.roofline, batch, kv, heads, kv_heads, model.head_dim, plan.kv_dtype)
     total = np.zeros_like(batch)
+    alone = decode and not model.is_mla and reads_per_head(system.engine, heads, kv_heads)
     for layers, window in ((full, 0), (model.n_window_layers, model.window_tokens)):
-        if layers:
+        if layers and alone:
+            seen = np.minimum(kv, window) if window else kv
+            width = model.qk_dim + model.v_dim
+            one = per_head_decode_s(system.roofline, system.engine, batch, seen, heads, kv_heads, width, plan.kv_dtype)
+            total = total + layers * one
+        elif layers:
             total = total + layers * system.roofline.attention_s(
                 batch=batch,
                 q_tokens=q,

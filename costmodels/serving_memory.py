@@ -103,6 +103,8 @@ def serve_memory(
 
     Where the engine's share is one of what is free: ``floor((hbm − weights − activations − context)·utilisation / block bytes)``.
 
+    With ``whole_embedding`` every tp rank holds the whole input embedding.
+
     Activations are the largest step's hidden states and the widest FFN intermediate in 16 bits plus fp32 logits of one row a sequence.
     Recurrent states are set aside for ``max_seqs`` sequences, or for fewer, ``max_seqs`` of the answer, where those would take more than
     STATES_FRAC of the room. Raises BadInput when a format is unknown, the layers are not priced so, or no block is left.
@@ -114,6 +116,8 @@ def serve_memory(
     widest = max(2 * model.ffn_hidden / plan.tp, 2 * (model.moe_ffn_hidden or 0) * (model.top_k or 0) / plan.tp)
     activations = rows * (4 * model.hidden + widest) * 2 + 2 * max_seqs / (plan.dp * plan.cp) * model.vocab / plan.tp * 4
     held = weights_bytes(model, plan)
+    if engine.whole_embedding:
+        held += 2 * count_params(model).embedding * (1 - 1 / plan.tp)
     limit = gpu.hbm_bytes * engine.memory_utilization_frac
     if engine.memory_frac_of_free:
         fixed = held + activations + engine.context_bytes

@@ -104,9 +104,11 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array)
     """The routed experts of the most loaded rank, over the ``t_all`` tokens of all dp ranks.
 
     A card with measured fused MoE layers in this format prices the routed part with them: over all tokens where ranks gather them, over
-    the rank's own rows where they come by all-to-all (more than GATHER_RANKS).
+    the rank's own rows where they come by all-to-all (more than GATHER_RANKS). No measured layer has all tokens at the experts of one.
     """
     ep = plan.ep if plan.ep > 1 else 1
+    if plan.alike:
+        return _unmeasured_experts_s(model, plan, system, t_all, ep)
     formats = _measured_experts(plan, system)
     if formats:
         split = plan.tp * plan.dp / ep
@@ -175,8 +177,11 @@ def _asked_rate(system: ServeSystem, formats: list[str]) -> float:
 
 
 def _unmeasured_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array, ep: int) -> Array:
-    """Two grouped products over the touched experts of the most loaded rank and the sort around them."""
+    """Two grouped products over the touched experts of the most loaded rank and the sort around them; ``alike``: those of one token."""
     pairs, local = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)
+    if plan.alike:
+        local = np.minimum(local, model.top_k)
+        pairs = np.where(t_all > 0, t_all * min(model.top_k, model.n_experts // ep), pairs)
     width = model.moe_ffn_hidden * ep / (plan.tp * plan.dp)
     n_in = 2.0 if model.gated_mlp else 1.0
     first = grouped_gemm_s(system, pairs, local, n_in * width, float(model.hidden), plan.experts_in)

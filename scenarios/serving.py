@@ -88,6 +88,9 @@ class ServingEngine:
     variable-length call where FlashAttention-2 runs.
     ``expert_kernel``: the kernel that multiplies experts where a launch asks for one ('': the measured one nearest to the shape).
     ``grouped_experts``: experts are multiplied by grouped products as fast as single ones, where those beat the measured MoE layers.
+    ``per_head_elements``: key and value elements an SM takes per clock in a decode kernel that reads the cache for each query head (0: none
+    does); groups of ``shared_groups`` query heads have a kernel that reads once for all. ``whole_embedding``: the input embedding is not
+    split over tensor parallel ranks. ``stages_in_turn``: pipeline stages do not overlap, and ``max_num_seqs`` is each micro-batch's.
     ``sources`` says where each comes from.
     """
 
@@ -120,6 +123,10 @@ class ServingEngine:
     one_attention_call: bool = False
     grouped_experts: bool = False
     expert_kernel: str = ""
+    whole_embedding: bool = False
+    stages_in_turn: bool = False
+    per_head_elements: float = 0.0
+    shared_groups: tuple[int, ...] = ()
     ranks_cpu_s: float = 0.0
     quantised_sequence_s: float = 0.0
     throughput_error_frac: float = 0.11
@@ -157,7 +164,8 @@ class EnginePlan:
     experts are chosen, ``redundant_experts`` the extra copies that even their load out (EPLB). ``kv_tiers`` catch prompt blocks that leave
     HBM, fastest first; ``attention_ffn`` puts the FFN on GPUs besides these, which then hold attention alone.
     ``state_dtype`` is the format of recurrent states (fp32 or bf16). ``all_to_all``: tokens go to their experts one by one even where the
-    ranks are few enough to gather them (DeepEP). ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
+    ranks are few enough to gather them (DeepEP). ``alike``: every sequence is a copy of one, and so chooses the same experts.
+    ``kv_blocks = 0`` derives the pool from memory. Raises BadInput when a limit cannot work.
     """
 
     tp: int = 1
@@ -180,6 +188,7 @@ class EnginePlan:
     expert_skew: float = 0.0
     redundant_experts: int = 0
     all_to_all: bool = False
+    alike: bool = False
     speculation: Speculation | None = None
     kv_tiers: tuple[KvTier, ...] = ()
     attention_ffn: AttentionFfnSplit | None = None

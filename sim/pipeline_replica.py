@@ -54,14 +54,15 @@ class PipelineReplica(SteppingReplica):
     One scheduler and one KV pool for all. As soon as it is free it schedules the micro-batch that has been back longest and has work: its
     decodes, and prompts as the policy says, within the token budget. Seats are dealt evenly over the micro-batches. The chunks of a prompt
     may follow one another through the stages; the sequence joins the micro-batch of its last. Without room a micro-batch preempts among
-    its own sequences and a prompt that is not on its way. Host time runs before the first stage, one micro-batch at a time.
+    its own sequences and a prompt that is not on its way. Host time runs before the first stage, one micro-batch at a time; where stages
+    work ``in_turn`` it waits for the micro-batch before to leave the last, and each may take every seat.
     With one stage it equals ``SteppingReplica`` to the picosecond.
     """
 
     def __init__(self, requests: Requests, times: PipelineTimes, policy: Policy, limits: Limits, store: PrefixStore | None = None) -> None:
         super().__init__(requests, times.work, policy, limits, store)
         self.stages, n = times, len(times.layers)
-        seats = [limits.max_seqs // n + (i < limits.max_seqs % n) for i in range(n)]
+        seats = [limits.max_seqs if times.in_turn else limits.max_seqs // n + (i < limits.max_seqs % n) for i in range(n)]
         self.lanes = [Lane(CountedBatch(limits.block_tokens, reserved=policy.reserve_output), s) for s in seats if s]
         self.idle = deque(self.lanes)
         self.flying: deque[Flight] = deque()
@@ -115,9 +116,7 @@ class PipelineReplica(SteppingReplica):
 
     def _has_work(self) -> bool:
         """Whether an idle lane may have something to do."""
-        if not self.idle:
-            return False
-        return bool(self.part >= 0 or self.waiting or self.landed) or any(lane.batch.n for lane in self.idle)
+        return bool(self.idle and (self.part >= 0 or self.waiting or self.landed or any(lane.batch.n for lane in self.idle)))
 
     def bubble_ps(self) -> int:
         """As ``ReplicaState.bubble_ps``."""
@@ -189,6 +188,7 @@ class PipelineReplica(SteppingReplica):
                 free[i] = end = begin + took
                 busy[i] += took
                 wait = hop[rows]
+            host_free = end if times.in_turn else host_free
             self.n_steps += 1
             lane.open = self.policy.refill
             flying.append(Flight(lane, end, True, [], -1))
@@ -227,8 +227,7 @@ class PipelineReplica(SteppingReplica):
         self.n_steps += 1
         if not chunks:
             self.open = policy.refill
-        if decodes:
-            self.free -= need
+        self.free -= need if decodes else 0
         self.idle.remove(lane)
         self.flying.append(Flight(lane, end, decodes, joins, self.part if chunks else -1))
         if self.log is not None:
@@ -268,6 +267,7 @@ class PipelineReplica(SteppingReplica):
                 self.stage_first[i] = begin
             free[i] = end = begin + took
             busy[i] += took
+        self.host_free = end if times.in_turn else self.host_free
         return end
 
     def _land(self, flight: Flight) -> None:

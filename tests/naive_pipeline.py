@@ -50,7 +50,8 @@ class NaivePipeline:
     def __init__(self, seqs: list[Seq], times: PipelineTimes, policy: Policy, limits: Limits) -> None:
         self.seqs, self.times, self.policy, self.limits = seqs, times, policy, limits
         n = len(times.layers)
-        self.rows = [Row(limits.max_seqs // n + (i < limits.max_seqs % n), i) for i in range(n)]
+        shares = [limits.max_seqs if times.in_turn else limits.max_seqs // n + (i < limits.max_seqs % n) for i in range(n)]
+        self.rows = [Row(share, i) for i, share in enumerate(shares)]
         self.rows = [row for row in self.rows if row.seats]
         self.stages = [Stage() for _ in range(n)]
         self.waiting: list[Seq] = []
@@ -110,6 +111,8 @@ class NaivePipeline:
             self.push(self.now + first.took[i], 0, first, 2 * i + 1)
 
     def schedule(self) -> bool:
+        if self.times.in_turn and any(row.trip for row in self.rows):
+            return False
         rows = sorted((row for row in self.rows if row.trip is None), key=lambda row: row.idle_since)
         return any(self.start(row) for row in rows)
 

@@ -29,7 +29,8 @@ def test_unknown_names_are_unusable() -> None:
 
 @pytest.mark.parametrize(
     ("framework", "version", "name"),
-    [("vLLM", "0.6.3", "vllm-0.6"), ("vllm", "0.12.0", "vllm-0.12"), ("vllm", "0.19.0", "vllm"), ("TensorRT-LLM", "0.15", "trtllm-0.15")],
+    [("vLLM", "0.6.3", "vllm-0.6"), ("vllm", "0.12.0", "vllm-0.12"), ("vllm", "0.19.0", "vllm"), ("TensorRT-LLM", "0.15", "trtllm-0.15"),
+     ("TensorRT-LLM", "0.9.0", "trtllm-0.11")],
 )
 def test_releases_have_profiles(framework: str, version: str, name: str) -> None:
     assert engine_profile(framework, version) == name

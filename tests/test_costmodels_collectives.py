@@ -70,16 +70,18 @@ def test_dispatch_beats_no_link() -> None:
 
 
 def test_a_mesh_gives_a_pair_one_link_and_a_node_all() -> None:
-    """MI300X joins each pair of eight GPUs by one of seven links: ``n − 1`` of them serve a group of ``n``."""
-    cluster = registry.cluster("mi300x", 8)
-    gpu = registry.accelerator(cluster.gpu)
-    mesh = Network(cluster, gpu, registry.link(cluster.intra), registry.link(cluster.inter), load_calibration(gpu))
+    """MI300X joins each pair of eight GPUs by one of seven links, Polaris each pair of four A100 by four of twelve: ``n − 1`` of 7 or 3
+    parts serve a group of ``n``."""
     large = 2.0**30
-    for n in (2, 4, 8):
-        assert mesh.floor_s("all_reduce", large, n) == pytest.approx(large / ((n - 1) * 64e9))
-        assert mesh.all_reduce_s(large, n) >= mesh.floor_s("all_reduce", large, n)
-        assert mesh.custom_all_reduce_s(large, n) >= mesh.floor_s("all_reduce", large, n)
-    assert mesh.p2p_s(large) >= large / 64e9
+    for name, sizes, one in (("mi300x", (2, 4, 8), 64e9), ("polaris", (2, 4), 100e9)):
+        cluster = registry.cluster(name, max(sizes))
+        gpu = registry.accelerator(cluster.gpu)
+        mesh = Network(cluster, gpu, registry.link(cluster.intra), registry.link(cluster.inter), load_calibration(gpu))
+        for n in sizes:
+            assert mesh.floor_s("all_reduce", large, n) == pytest.approx(large / ((n - 1) * one))
+            assert mesh.all_reduce_s(large, n) >= mesh.floor_s("all_reduce", large, n)
+            assert mesh.custom_all_reduce_s(large, n) >= mesh.floor_s("all_reduce", large, n)
+        assert mesh.p2p_s(large) >= large / one
     switched = registry.cluster("h100-sxm", 8)
     card = registry.accelerator(switched.gpu)
     link = registry.link(switched.intra)

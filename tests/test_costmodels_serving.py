@@ -192,6 +192,18 @@ def test_compiled_engines_multiply_8_bit_experts_faster_than_the_measured_layer(
     assert 2.9e-3 < grouped < 0.7 * layer
 
 
+def test_copies_of_one_sequence_read_the_experts_of_one():
+    """Mixtral, decode batches on four A100: 16 copies read two of eight experts, 16 sequences of their own nearly all (0.99 of them)."""
+    model, plan = registry.model("mixtral-8x7b"), EnginePlan(tp=4)
+    system, t = system_of("a100-80gb-sxm", engine="trtllm-0.15"), np.array([1.0, 16.0])
+    copies, own = (moe_s(model, replace(plan, alike=alike), system, t) for alike in (True, False))
+    assert copies[1] < 1.1 * copies[0]
+    assert copies[0] == pytest.approx(own[0], rel=0.15)
+    assert own[1] > 2.5 * copies[1]
+    weights = 2 * 3 * model.hidden * model.moe_ffn_hidden / 4 * 2
+    assert copies[1] > weights / 2.039e12
+
+
 def test_steps_over_several_ranks_pay_for_handing_them_out():
     """vLLM V0 on two GPUs: each step takes ``ranks_cpu_s`` more than without it; on one GPU nothing changes."""
     model, system = registry.model("llama3-8b"), system_of("h100-sxm", engine="vllm-0.6")

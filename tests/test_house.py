@@ -37,7 +37,7 @@ COUNTS = {"Gemm", "GroupedGemm", "Attention", "Shard", "StageParams"}
 """Classes whose plain floats are all counts (of rows, heads, layers, parameters), one per candidate."""
 
 PLAIN_FLOATS = {
-    "published_params", "published_active_params", "count", "stride",  # counts
+    "published_params", "published_active_params", "count", "stride", "per_head_elements",  # counts
     "elementwise_passes", "accumulate_passes", "loss_passes", "saved_hidden", "saved_attention", "saved_ffn", "expert_skew",  # ratios
     "published", "tolerance_abs", "step", "loss_points",  # in the unit of the row's own metric
 }  # fmt: skip

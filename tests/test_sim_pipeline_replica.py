@@ -73,10 +73,10 @@ def test_one_stage_equals_the_plain_engines(name, chains, cached, ranks, rows, s
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(name=st.sampled_from(PLAIN), layers=st.sampled_from([(1, 1), (3, 2), (2, 2, 1), (5, 6, 6, 5)]),
-       ranks=st.sampled_from([1, 1, 3]), host_ps=st.sampled_from([0, 300_007, 5_000_011]), **SHAPE)  # fmt: skip
-def test_several_stages_equal_a_token_by_token_oracle(name, layers, ranks, host_ps, rows, seats, extra, block, spare, swap, cut):
+       ranks=st.sampled_from([1, 1, 3]), host_ps=st.sampled_from([0, 300_007, 5_000_011]), in_turn=st.booleans(), **SHAPE)  # fmt: skip
+def test_several_stages_equal_a_token_by_token_oracle(name, layers, ranks, host_ps, in_turn, rows, seats, extra, block, spare, swap, cut):
     limits, requests = room(rows, block, seats, extra, spare, swap), Requests(workload(rows))
-    times = toy_stages(*layers, ranks=ranks, host_ps=host_ps)
+    times = dataclasses.replace(toy_stages(*layers, ranks=ranks, host_ps=host_ps), in_turn=in_turn)
     engine = PipelineReplica(requests, times, POLICIES[name], limits)
     played(engine, len(rows), cut * 1_000_000)
     slow = NaivePipeline([Seq(q, p, o, requests.ready[q], pr) for q, (_, p, o, pr) in enumerate(rows)], times, POLICIES[name], limits)
@@ -135,6 +135,16 @@ def test_even_micro_batches_leave_no_bubbles(n):
     assert engine.now == (n * k + n - 1) * stage
     assert engine.bubble_ps() == 0
     assert requests.finish[0] - requests.first[0] == (k - 1) * n * stage  # a token every round of the pipeline
+
+
+def test_stages_in_turn_gain_nothing_over_one_gpu():
+    """Four sequences whose prompts fill a step each: four micro-batches, one after another through all stages; each may hold every seat."""
+    k, stage = 20, 1_000_003
+    engine = PipelineReplica(Requests(workload([(0, 8, k, 0)] * 4)), dataclasses.replace(even_stages(4, stage), in_turn=True),
+                             POLICIES["orca"], small(8, 4))  # fmt: skip
+    played(engine, 4)
+    assert engine.now == 4 * k * 4 * stage
+    assert [lane.seats for lane in engine.lanes] == [4] * 4
 
 
 def test_a_lone_sequence_fills_one_stage_at_a_time():

@@ -1,0 +1,78 @@
+"""How Argonne's suite was launched: machines, releases, prompts; which rows are fitted on does not change with the profile's name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from roofplan.calibrate.serving_points import ServePoint, read_points
+from roofplan.calibrate.serving_predict import predict
+from roofplan.calibrate.validate_serving import SPLIT_OFF, is_fit_row
+
+pytest.importorskip("pandas", reason="measurement tables need the calibrate extra")
+
+HEAD = "id,source,framework,version,model,precision,gpu,num_gpus,tp,pp,isl,osl,concurrency,batch,spec_decode,disagg,metric,value"
+
+
+def points(tmp_path: Path, *rows: str) -> list[ServePoint]:
+    path = tmp_path / "truth.csv"
+    path.write_text("\n".join([HEAD, *rows]) + "\n")
+    found, skipped = read_points(path)
+    assert not skipped
+    return found
+
+
+def row(
+    framework: str,
+    gpu: str,
+    n: int = 1,
+    model: str = "meta-llama/Meta-Llama-3-8B",
+    batch: int = 16,
+    source: str = "Argonne LLM-Inference-Bench",
+) -> str:
+    what = f"{framework}-{gpu}-{n}-{batch},{source},{framework},,{model},fp16"
+    return f"{what},{gpu},{n},{n},,1024,1024,,{batch},none,False,total_tps_per_gpu,1"
+
+
+def test_its_a100_are_those_of_polaris_and_its_batches_are_scheduled(tmp_path):
+    """The table's A100 has 40 GB there, in a mesh of four; elsewhere an A100 stays one of 80 GB."""
+    here, other = points(tmp_path, row("vLLM", "A100"), row("vLLM", "A100", source="a blog (static batching)"))
+    assert (here.gpu, here.cluster, here.plan.policy, here.static_batch) == ("a100-80gb-sxm", "polaris", "", True)
+    assert (other.gpu, other.cluster, other.plan.policy) == ("a100-80gb-sxm", "", "static")
+    slower, faster = (predict(p)["total_tokens_per_s_per_gpu"] for p in (here, replace(here, cluster="")))
+    assert 1 < faster / slower < 2039 / 1555
+
+
+def test_a_batch_that_40_gb_cannot_hold_waits(tmp_path):
+    """Llama-2-7B on two A100: 64 sequences of 2,048 tokens are 69 GB of cache beside 13 GB of weights, 16 of them are 17 GB."""
+    few, many = points(tmp_path, *(row("TensorRT-LLM", "A100", 2, "meta-llama/Llama-2-7b-hf", b) for b in (16, 64)))
+    waits = [predict(p)["ttft_s"] / predict(replace(p, cluster=""))["ttft_s"] for p in (few, many)]
+    assert waits[0] < 1.2
+    assert waits[1] > 2
+
+
+def test_prompts_of_one_word_make_copies(tmp_path):
+    trt, vllm = points(
+        tmp_path, row("TensorRT-LLM", "H100", 4, "mistralai/Mixtral-8x7B-v0.1"), row("vLLM", "H100", 4, "mistralai/Mixtral-8x7B-v0.1")
+    )
+    assert (trt.plan.alike, vllm.plan.alike) == (True, False)
+    copies, own = (predict(replace(trt, plan=replace(trt.plan, alike=a)))["tpot_s"] for a in (True, False))
+    assert copies < 0.7 * own
+
+
+@pytest.mark.parametrize(
+    ("framework", "gpu", "engine"),
+    [("TensorRT-LLM", "H100", "trtllm-0.11"), ("TensorRT-LLM", "GH200", "trtllm-0.15"), ("TensorRT-LLM", "A100", "trtllm-0.15"),
+     ("vLLM", "H100", "vllm-0.6")],
+)  # fmt: skip
+def test_releases_by_machine(tmp_path, framework, gpu, engine):
+    (found,) = points(tmp_path, row(framework, gpu))
+    assert found.plan.engine == engine
+
+
+def test_a_profile_split_off_keeps_its_rows_folds(tmp_path):
+    (found,) = points(tmp_path, row("TensorRT-LLM", "H100"))
+    for batch in range(1, 65):
+        old = replace(found, concurrency=batch, plan=replace(found.plan, engine=SPLIT_OFF[found.plan.engine]))
+        assert is_fit_row(replace(found, concurrency=batch)) == is_fit_row(old)
