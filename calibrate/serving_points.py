@@ -15,7 +15,7 @@ from . import argonne
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
 from .serving_formats import Unusable, cache_format, dtype_named, formats
 from .serving_names import FRAMEWORKS, count, engine_profile, model_name
-from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated, trtllm_bench
+from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated, stated, trtllm_bench
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
@@ -277,15 +277,19 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     plan, recipe = _launched(str(row["framework"]), row.get("version"), model, gpu, date, suite, (isl, osl, load), layout, dtype, experts)
     if offline:
         recipe = trtllm_bench(isl, osl)
+    recipe = stated(recipe, str(row.get("notes")), load)
+    if str(row.get("kv_dtype")).startswith("fp8"):
+        plan = replace(plan, kv_dtype="fp8")
     if argonne.NAME in source:
         plan = argonne.argonne_plan(plan, str(row["framework"]), gpu)
+    padded = static and argonne.NAME not in source and plan.engine != "lmdeploy"
     return ServePoint(
         id=name,
         source=source,
         model=model,
         gpu=gpu,
         n_gpus=n_gpus,
-        plan=replace(plan, pp=pp, policy="static" if static and argonne.NAME not in source else plan.policy),
+        plan=replace(plan, pp=pp, policy="static" if padded else plan.policy),
         isl=isl,
         osl=osl,
         concurrency=load,

@@ -59,11 +59,12 @@ def _predict_split(point: ServePoint, split: Split, engine: ServingEngine) -> di
 
 def _work(point: ServePoint, n: int) -> ServeWorkload:
     """``n`` requests of the lengths that the point's suite draws."""
-    low = point.recipe.lengths_low_frac
+    ends = point.recipe.lengths_low_frac, point.recipe.lengths_high_frac
+    prompt, output = (tuple(max(1, round(nominal * end)) for end in ends) for nominal in (point.isl, point.osl))
     return ServeWorkload(
         arrival_s=np.zeros(n),
-        prompt_tokens=uniform_lengths(n, max(1, round(point.isl * low)), point.isl, stream=PROMPT_STREAM),
-        output_tokens=uniform_lengths(n, max(1, round(point.osl * low)), point.osl, stream=OUTPUT_STREAM),
+        prompt_tokens=uniform_lengths(n, *prompt, stream=PROMPT_STREAM),
+        output_tokens=uniform_lengths(n, *output, stream=OUTPUT_STREAM),
     )
 
 

@@ -11,7 +11,7 @@ of exactly the nominal length.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NOMINAL = ((1024, 1024), (1024, 8192), (8192, 1024))
 """Nominal (prompt, answer) lengths of InferenceX."""
@@ -25,8 +25,8 @@ class Recipe:
     new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
     batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
     enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
-    unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how
-    many are queued at once where there are no clients. ``expert_kernel``: as ``ServingEngine`` has it.
+    unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how many are queued
+    at once where there are no clients. Lengths lie evenly between two parts of the nominal one. ``expert_kernel``: see ``ServingEngine``.
     """
 
     policy: str = ""
@@ -45,6 +45,7 @@ class Recipe:
     asynchronous: bool = False
     expert_parallel: bool = False
     lengths_low_frac: float = 1.0
+    lengths_high_frac: float = 1.0
     expert_kernel: str = ""
 
 
@@ -97,6 +98,16 @@ def aiconfigurator(engine: str, version: str, isl: int, clients: int) -> Recipe:
 def trtllm_bench(isl: int, osl: int) -> Recipe:
     """A maximum-throughput run of TensorRT-LLM's performance overview, whose page says how many requests of each length it queues."""
     return Recipe(n_requests=TRTLLM_BENCH_REQUESTS.get((isl, osl), 3000))
+
+
+def stated(recipe: Recipe, notes: str, clients: int) -> Recipe:
+    """``recipe`` with what a row's notes say of its own run: "N requests" in all, lengths "(+-P%)" around the nominal ones."""
+    if clients and (sent := re.search(r"(\d+) requests conc", notes)):
+        recipe = replace(recipe, waves=max(round(int(sent[1]) / clients), 1))
+    if spread := re.search(r"\(\+-(\d+)%\)", notes):
+        wide = int(spread[1]) / 100
+        recipe = replace(recipe, lengths_low_frac=1 - wide, lengths_high_frac=1 + wide)
+    return recipe
 
 
 TRTLLM_BENCH_REQUESTS = {

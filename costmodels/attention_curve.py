@@ -143,9 +143,18 @@ def prefill_coordinates(a: AttentionWork) -> tuple[Array, ...]:
     return np.sqrt(np.maximum(pairs, 1)), a.batch, *_heads(a)
 
 
-def decode_coordinates(a: AttentionWork) -> tuple[Array, ...]:
-    """Coordinates of the correction: cached tokens, sequences, KV heads, heads per KV head."""
-    return a.kv, a.batch, *_heads(a)
+def decode_coordinates(a: AttentionWork, most_kv_heads: float = np.inf) -> tuple[Array, ...]:
+    """Coordinates of the correction: cached tokens, sequences, KV heads, heads per KV head.
+
+    A decode kernel works on ``batch·kv_heads`` caches of their own: KV heads beyond the ``most_kv_heads`` measured count as more sequences.
+    """
+    kv_heads, group = _heads(a)
+    near = np.minimum(kv_heads, most_kv_heads)
+    return a.kv, a.batch * (kv_heads / near), near, group
+
+
+KV_HEADS_AXIS = 2
+"""Which of the decode coordinates counts KV heads."""
 
 
 def _heads(a: AttentionWork) -> tuple[Array, ...]:

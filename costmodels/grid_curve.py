@@ -71,6 +71,10 @@ class GridCurve:
                 corners = np.concatenate([corners, corners + stride]).astype(np.int32)
         return GridCurve(axes, np.ascontiguousarray(values), corners, tuple(strides))
 
+    def last(self, axis: int) -> float:
+        """The largest coordinate of an axis."""
+        return float(2.0 ** self.axes[axis].nodes[-1])
+
     def log_factor(self, *coordinates: Array) -> Floats32:
         """``ln(time / trend)`` at each point; coordinates (positive, one array per axis) broadcast; edges hold beyond the nodes."""
         plain = tuple(float(x) if np.ndim(x) == 0 else 0.0 for x in coordinates)

@@ -9,7 +9,7 @@ import numpy as np
 from ..scenarios.calibration import Calibration
 from ..scenarios.hardware import Accelerator
 from .arrays import Array, Reals, as_floats, soft_max
-from .attention_curve import AttentionWork, attention_floor_s, attention_work, decode_coordinates
+from .attention_curve import KV_HEADS_AXIS, AttentionWork, attention_floor_s, attention_work, decode_coordinates
 from .gemm_curve import weight_bytes
 from .lookup import attention_keys
 from .roofline import Roofline
@@ -74,7 +74,8 @@ def mixed_decode_s(
     )  # fmt: skip
     price = mixed_trend_s(work, gpu, c) + c["idle_s"] * idle_blocks(batch, n_heads, chunk_tokens)
     if correct is not None:
-        price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in decode_coordinates(work))))
+        at = decode_coordinates(work, correct.last(KV_HEADS_AXIS))
+        price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in at)))
     return np.maximum(price, attention_floor_s(work, gpu))
 
 

@@ -10,6 +10,7 @@ from ..scenarios.calibration import Calibration, FamilyFit
 from ..scenarios.hardware import Accelerator
 from .arrays import Array, Reals, as_floats, in_chunks, soft_max
 from .attention_curve import (
+    KV_HEADS_AXIS,
     AttentionWork,
     attention_floor_s,
     attention_work,
@@ -141,7 +142,8 @@ class Roofline:
         key, fit = self._fit(attention_keys("decode", qk, v, window, kv_dtype, self.calibration.families))
         price, correct = decode_trend_s(work, self.gpu, fit.coefficients), self.curve(key)
         if correct is not None:
-            price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in decode_coordinates(work))))
+            at = decode_coordinates(work, correct.last(KV_HEADS_AXIS))
+            price = price * np.exp(correct.log_factor(*(np.maximum(x, 1) for x in at)))
         return price
 
     def attention_unfused_s(
