@@ -30,9 +30,13 @@ def formats(model: str, label: str, weights: str, experts: str) -> tuple[str, st
     return weights, "" if experts == weights else experts
 
 
-def dtype_named(*labels: Any) -> str:
-    """Weight format of the first label that is given; 16 bits where nothing is said."""
-    named = next((str(v) for v in labels if isinstance(v, str) and v), "bf16").lower()
+SHIPPED = {"deepseek-v3": "fp8", "deepseek-r1": "fp8", "minimax-m2": "fp8"}
+"""Models whose published checkpoint is in 8 bits, for rows that do not say what was run. Source: their model cards."""
+
+
+def dtype_named(*labels: Any, default: str = "bf16") -> str:
+    """Weight format of the first label that is given; ``default`` where nothing is said."""
+    named = next((str(v) for v in labels if isinstance(v, str) and v), default).lower()
     named = re.sub(r"(-wo)?( g\d+)?$", "", named)
     known = {
         "int8": "int8",

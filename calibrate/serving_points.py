@@ -13,7 +13,7 @@ from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from . import argonne
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
-from .serving_formats import Unusable, cache_format, dtype_named, formats
+from .serving_formats import SHIPPED, Unusable, cache_format, dtype_named, formats
 from .serving_names import FRAMEWORKS, count, engine_profile, model_name
 from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated, stated, trtllm_bench
 from .tables import read_frame
@@ -269,7 +269,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     offline = source.startswith("TensorRT-LLM perf-overview v0.15")
     if not load and not offline:
         raise Unusable("neither concurrency nor batch is published")
-    dtype, experts = formats(model, str(row["model"]), dtype_named(row.get("precision")), "")
+    dtype, experts = formats(model, str(row["model"]), dtype_named(row.get("precision"), default=SHIPPED.get(model, "bf16")), "")
     layout = (tp, dp, ep if (tp * dp) % ep == 0 else 1)
     dated = re.search(r"measured=(\d{4}-\d{2}-\d{2})", str(row.get("notes"))) if "InferenceX" in source else None
     date = dated[1] if dated else "2025-11" if "InferenceX" in source else ""

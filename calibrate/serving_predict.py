@@ -59,12 +59,13 @@ def _predict_split(point: ServePoint, split: Split, engine: ServingEngine) -> di
 
 def _work(point: ServePoint, n: int) -> ServeWorkload:
     """``n`` requests of the lengths that the point's suite draws."""
-    ends = point.recipe.lengths_low_frac, point.recipe.lengths_high_frac
-    prompt, output = (tuple(max(1, round(nominal * end)) for end in ends) for nominal in (point.isl, point.osl))
+    low, high = point.recipe.lengths_low_frac, point.recipe.lengths_high_frac
+
+    def drawn(nominal: int, stream: int) -> Ints64:
+        return uniform_lengths(n, max(1, round(nominal * low)), max(1, round(nominal * high)), stream=stream)
+
     return ServeWorkload(
-        arrival_s=np.zeros(n),
-        prompt_tokens=uniform_lengths(n, *prompt, stream=PROMPT_STREAM),
-        output_tokens=uniform_lengths(n, *output, stream=OUTPUT_STREAM),
+        arrival_s=np.zeros(n), prompt_tokens=drawn(point.isl, PROMPT_STREAM), output_tokens=drawn(point.osl, OUTPUT_STREAM)
     )
 
 

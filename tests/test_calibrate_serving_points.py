@@ -90,3 +90,32 @@ def test_layouts_that_contradict_themselves_are_skipped(tmp_path):
 def test_checkpoints_are_in_the_formats_they_ship_in(tmp_path, model, gemm, moe, formats):
     (found,), _ = aic_points(tmp_path, {"model": model, "gemm_quant_mode": gemm, "moe_quant_mode": moe})
     assert (found.plan.weight_dtype, found.plan.expert_dtype) == formats
+
+
+TRUTH = {
+    "source": "a post", "framework": "vLLM", "version": "0.19.1", "model": "Llama-3.1-8B", "gpu": "H100", "isl": 20000, "osl": 2000,
+    "concurrency": 8, "metric": "ttft_ms_p50", "value": 763.6,
+}  # fmt: skip
+
+
+def truth_points(tmp_path: Path, *rows: dict[str, object]):
+    path = tmp_path / "truth.csv"
+    pd.DataFrame([TRUTH | {"id": str(i)} | row for i, row in enumerate(rows)]).to_csv(path, index=False)
+    points, skipped = read_points(path)
+    assert not skipped
+    return points
+
+
+def test_a_row_runs_in_the_formats_it_states_or_its_checkpoint_ships_in(tmp_path):
+    minimax = {"model": "MiniMaxAI/MiniMax-M2.5", "gpu": "H200-SXM", "num_gpus": 8, "tp": 8, "ep": 8}
+    points = truth_points(tmp_path, {}, {"kv_dtype": "fp8"}, {"kv_dtype": "fp8 skip-SW"}, minimax, minimax | {"precision": "bf16"})
+    assert [p.plan.kv_dtype for p in points] == ["bf16", "fp8", "fp8", "bf16", "bf16"]
+    assert [p.plan.weight_dtype for p in points] == ["bf16", "bf16", "bf16", "fp8_block", "bf16"]
+
+
+def test_the_cache_of_a_static_benchmark_grows_with_its_sequences_where_the_engines_does(tmp_path):
+    """TurboMind admits what fits and preempts; a padded static batch would set aside the whole answer."""
+    static = {"source": "a static benchmark", "batch": 32}
+    lmdeploy, padded = truth_points(tmp_path, static | {"framework": "LMDeploy", "version": "0.2.0"}, static)
+    assert (lmdeploy.plan.policy, padded.plan.policy) == ("", "static")
+    assert lmdeploy.static_batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.calibrate.serving_recipes import Run, aiconfigurator, inferencex, speculated, trtllm_bench
+from roofplan.calibrate.serving_recipes import Recipe, Run, aiconfigurator, inferencex, speculated, stated, trtllm_bench
 
 
 def run_of(**changes) -> Run:
@@ -91,3 +91,11 @@ def test_maximum_throughput_runs_queue_what_their_page_says():
     assert trtllm_bench(128, 128).n_requests == 30000
     assert trtllm_bench(20000, 2000).n_requests == 1000
     assert trtllm_bench(2048, 128).n_requests == 3000
+
+
+def test_a_rows_notes_state_its_requests_and_lengths():
+    plain = Recipe(token_budget=2048)
+    assert stated(plain, "nothing of use", 8) == plain
+    found = stated(plain, "150 requests conc 8, ~20k in/~2k out (+-15%); ITL median", 8)
+    assert (found.waves, found.token_budget) == (19, 2048)
+    assert (found.lengths_low_frac, found.lengths_high_frac) == pytest.approx((0.85, 1.15))

@@ -79,6 +79,7 @@ def test_coordinates() -> None:
     length, batch, kv_heads, group = prefill_coordinates(work(q=1000, kv=3000, batch=4))
     assert (length**2, batch, kv_heads, group) == (pytest.approx(1000 * 5000), 4, 8, 4)
     assert [float(x) for x in decode_coordinates(work(q=1, kv=77, batch=3))] == [77, 3, 8, 4]
+    assert [float(x) for x in decode_coordinates(work(q=1, kv=77, batch=3), most_kv_heads=2)] == [77, 12, 2, 4]
     assert np.shape(prefill_coordinates(work())[0]) == ()
 
 

@@ -170,3 +170,16 @@ def test_latent_prompts_take_the_faster_kernel(card: str, factor: float) -> None
     assert np.all(best <= measured)
     assert measured[1] >= factor * best[1]
     assert np.all(best >= 2 * 128 * (q * (q + 1) / 2) * 320 / r.gpu.bf16_flops_per_s)
+
+
+@pytest.mark.parametrize("card", ["a100-80gb-sxm", "h100-sxm"])
+def test_kv_heads_beyond_the_tables_count_as_more_sequences(card: str) -> None:
+    """A decode kernel sees ``batch·kv_heads`` caches: 32 heads of 16 sequences are 8 heads of 64; no table holds more than 8."""
+    r = roofline(card)
+    kv = np.array([300.0, 2000.0, 17_000.0])
+    price = {
+        heads: r.attention_s(batch=512 / heads, q_tokens=1, kv_tokens=kv, n_heads=heads, n_kv_heads=heads, qk_dim=128, v_dim=128)
+        for heads in (8, 32, 64)
+    }
+    assert price[32] == pytest.approx(price[8], rel=1e-6)
+    assert price[64] == pytest.approx(price[8], rel=1e-6)
