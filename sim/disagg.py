@@ -71,9 +71,8 @@ class Disaggregated:
         for i in self.prefill:
             fleet.replicas[i].hold = True
         self.most_tokens = fleet.replicas[-1].blocks * fleet.replicas[-1].block
-        self.coming = [0] * len(fleet.replicas)
         self.lines: list[deque[tuple[int, int]]] = [deque() for _ in (self.decode if decode_in_turn else range(1))]
-        self._turn = 0
+        self._turn = self._n_waiting = 0
         self.moves: dict[int, _Move] = {}
         self._wake_at = NEVER
         self._short = False
@@ -110,7 +109,7 @@ class Disaggregated:
             del self.moves[q]
             replica = self.fleet.replicas[move.receiver]
             replica.free += self._room(q, replica)
-            self.coming[move.receiver] -= 1
+            self.fleet.load[move.receiver] -= 1
             self.fleet.wake(move.receiver)
             if self.answered is not None:
                 self.answered(self.fleet.now)
@@ -126,7 +125,7 @@ class Disaggregated:
         if i >= self.n_prefill:
             if self.answered is not None:
                 self.answered(at)
-            if any(self.lines):
+            if self._n_waiting:
                 self.fleet.at(at, self._send_waiting)
         elif self.answers[q] == 1:
             self.fleet.at(at, self.fleet.let_go, i, q)
@@ -146,31 +145,37 @@ class Disaggregated:
 
     def _send_early(self, q: int, i: int) -> None:
         """Layer-wise sending: part of the KV goes while the prompt's last step is under way, if a decode replica can take it."""
-        if any(self.lines):
+        if self._n_waiting:
             return
         move = self._admit(q, i, self.decode)
         if move is not None:
             self._send(q, move, move.n_bytes * self.overlap_frac)
 
     def _stand_in_line(self, q: int, i: int) -> None:
-        """A request waits for the decode replica whose turn it is, or for any."""
-        self.lines[self._turn % len(self.lines)].append((q, i))
-        self._turn += 1
-        self._send_waiting()
+        """A request waits for the decode replica whose turn it is, or for any; it goes at once if nobody waits and there is room."""
+        at, self._turn = self._turn % len(self.lines), self._turn + 1
+        if self._n_waiting or not self._go(q, i, at):
+            self.lines[at].append((q, i))
+            self._n_waiting += 1
+            self._send_waiting()
+
+    def _go(self, q: int, i: int, at: int) -> bool:
+        """Room for a request of line ``at`` is reserved and its KV goes there, or its prompt is computed first; False without room."""
+        move = self._admit(q, i, self.decode if len(self.lines) == 1 else range(self.n_prefill + at, self.n_prefill + at + 1))
+        if move is None:
+            return False
+        if self.decode_first:
+            self._invite(q, move)
+        else:
+            self._send(q, move, move.n_bytes)
+        return True
 
     def _send_waiting(self) -> None:
-        for d, line in zip(self.decode, self.lines, strict=False):
-            while line:
-                q, i = line[0]
-                move = self._admit(q, i, self.decode if len(self.lines) == 1 else range(d, d + 1))
-                if move is None:
-                    break
+        for at, line in enumerate(self.lines):
+            while line and self._go(*line[0], at):
                 line.popleft()
-                if self.decode_first:
-                    self._invite(q, move)
-                else:
-                    self._send(q, move, move.n_bytes)
-        self._watch_decode(any(self.lines))
+                self._n_waiting -= 1
+        self._watch_decode(self._n_waiting > 0)
 
     def _watch_decode(self, on: bool) -> None:
         """While KV waits for room, every finish on a decode replica may make it."""
@@ -180,14 +185,14 @@ class Disaggregated:
 
     def _admit(self, q: int, i: int, allowed: range) -> _Move | None:
         """Reserve room on the decode replica with fewest requests among those of ``allowed`` that have it."""
-        fleet, coming, requests, replicas = self.fleet, self.coming, self.fleet.requests, self.fleet.replicas
+        fleet, requests = self.fleet, self.fleet.requests
         fleet.catch_up()
-        loads = [replicas[d].n_outstanding + coming[d] for d in allowed]
+        loads = fleet.load[allowed.start : allowed.stop]
         for _ in allowed:
             load = min(loads)
             at = loads.index(load)
             d = allowed[at]
-            replica = replicas[d]
+            replica = fleet.replicas[d]
             need = self._room(q, replica)
             if load < replica.max_seqs and need <= replica.free:
                 tight = need + most_growth(replica) > replica.free
@@ -197,7 +202,7 @@ class Disaggregated:
                     replica.free -= need
                     if tight:
                         fleet.wake(d)  # with less room, less can be said about what it will do
-                    coming[d] += 1
+                    fleet.load[d] += 1
                     n_bytes = requests.prompt[q] * self.kv_bytes_per_token + self.state_bytes
                     self.moves[q] = _Move(i, d, n_bytes)
                     return self.moves[q]
@@ -247,7 +252,6 @@ class Disaggregated:
         hand_over(self.fleet.requests, q, self.answers[q], arrives)
         if self.decode_answers:
             self.fleet.requests.first[q] = -1
-        self.coming[move.receiver] -= 1
         self.fleet.replicas[move.receiver].take_over(q, arrives)
         self.fleet.wake(move.receiver)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 import simpy
@@ -25,13 +25,16 @@ class Fleet:
     brought up to the clock when its state is asked for, as far as that can have changed, and at the end. Replicas whose finishes are
     watched may cause an event at each: before an event at ``t`` all their finishes in steps that start before ``t`` are played, in order
     of those starts, none past one that may cause an event, with a pause at each. So an event sees a step under way as done, and what it
-    submits can join the step that starts at ``t``.
+    submits can join the step that starts at ``t``. ``load`` counts each replica's requests, those promised to it by whoever hands them over
+    later too, as far as it has been played.
     """
 
     def __init__(self, requests: Requests, replicas: list[Replica]) -> None:
         self.env = Clock()
+        self.at = self.env.call
         self.now = 0
         self.requests, self.replicas = requests, replicas
+        self.load = [0] * len(replicas)
         self._watched = [False] * len(replicas)
         self._turn = [NEVER] * len(replicas)
         self._stalled = [False] * len(replicas)
@@ -40,10 +43,6 @@ class Fleet:
         self._apart: list[tuple[int, int]] = []
         self._finished: Finished | None = None
         self._tell_stalled: Callable[[int], None] | None = None
-
-    def at(self, time: int, action: Callable[..., None], *values: Any) -> None:
-        """Do something at a time (ps) that is not past."""
-        self.env.call(time, action, *values)
 
     def hear(self, finished: Finished, stalled: Callable[[int], None] | None = None) -> None:
         """Who is told of the finishes of watched replicas, and of replicas that begin to lack room for all they could do next."""
@@ -55,8 +54,8 @@ class Fleet:
             self._watched[i] = on
             self.replicas[i].seen = [] if on else None
         turns = self._ordered + self._apart
-        self._ordered = [turn for turn in turns if self._watched[turn[1]]]
-        self._apart = [turn for turn in turns if not self._watched[turn[1]]]
+        self._ordered[:] = [turn for turn in turns if self._watched[turn[1]]]
+        self._apart[:] = [turn for turn in turns if not self._watched[turn[1]]]
         heapify(self._ordered)
         heapify(self._apart)
 
@@ -72,6 +71,7 @@ class Fleet:
         replica = self.replicas[i]
         if not replica.submit(request):
             return False
+        self.load[i] += 1
         start, now = self.requests.ready[request], replica.now
         if start < self._turn[i]:
             self._queue(i, start if start > now else now)
@@ -103,33 +103,33 @@ class Fleet:
 
     def run(self) -> None:
         """Play until no event is left and every replica is idle."""
-        env = self.env
+        env, events, turns = self.env, self.env.calls, self._ordered
         while True:
-            at = env.next_at()
-            if self._ordered and self._ordered[0][0] < at:
+            at = events[0][0] if events else NEVER
+            if turns and turns[0][0] < at:
                 self._play_first(at)
-            elif at == NEVER:
-                break
-            else:
+            elif events:
                 self.now = at
                 env.step()
+            else:
+                break
         self._play_apart(NEVER)
 
     def _play_apart(self, at: int) -> None:
-        turns, turn = self._apart, self._turn
+        turns, play = self._apart, self._play
         while turns and turns[0][0] < at:
             start, i = heappop(turns)
-            if turn[i] == start:
-                self._play(start, i, at)
+            play(start, i, at)
 
     def _play_first(self, at: int) -> None:
         """The watched replica whose step starts first, up to where another might act on it, or the next event."""
         turns = self._ordered
-        start, i = heappop(turns)
+        start, i = turns[0]
         foresight = self._foresight[i]
         if foresight is not None and not self._stalled[i] and self._turn[i] == start and (foresight.told or foresight.look()):
             self._tell(i, foresight)
             return
+        heappop(turns)
         self._play(start, i, min(at, max(turns[0][0], start + 1)) if turns else at)
         replica = self.replicas[i]
         if replica.seen:
@@ -141,15 +141,18 @@ class Fleet:
     def _tell(self, i: int, foresight: Foresight) -> None:
         """The turn of a step that was played ahead."""
         assert self._finished is not None
-        _, ended = foresight.told.popleft()
+        told, replica = foresight.told, self.replicas[i]
+        _, ended = told.popleft()
+        self.load[i] -= len(ended)
         for request, end, step_ps in ended:
             self._finished(i, request, end, step_ps)
-        self._turn[i] = NEVER
-        replica = self.replicas[i]
-        if foresight.told:
-            self._queue(i, foresight.told[0][0])
-        elif replica.n_outstanding:
-            self._queue(i, replica.now if _at_work(replica) else max(replica.now, _next_news(replica)))
+        if told or replica.n_outstanding:
+            at = told[0][0] if told else replica.now if _at_work(replica) else max(replica.now, _next_news(replica))
+            self._turn[i] = at
+            heapreplace(self._ordered, (at, i))
+        else:
+            self._turn[i] = NEVER
+            heappop(self._ordered)
 
     def _play(self, start: int, i: int, until: int) -> None:
         """Play a replica's turn and give it the next: when something may change next; none while it lacks room."""
@@ -159,15 +162,18 @@ class Fleet:
         replica = self.replicas[i]
         if self._stalled[i] and replica.now < start:
             replica.now = start
-        before = replica.now
+        before, had = replica.now, replica.n_outstanding
         replica.run(until)
-        if not replica.n_outstanding:
+        left = replica.n_outstanding
+        self.load[i] += left - had
+        if not left:
             return
         moved = replica.now > before or replica.stirs() > replica.now
         if replica.n or _at_work(replica):
             if moved:
                 self._stalled[i] = False
-                self._queue(i, quiet_until(replica))
+                self._turn[i] = at = quiet_until(replica)
+                heappush(self._ordered if self._watched[i] else self._apart, (at, i))
                 return
             if not self._stalled[i] and self._tell_stalled is not None:
                 self._tell_stalled(i)
@@ -195,11 +201,14 @@ def quiet_until(replica: Replica) -> int:
         return max(now, min(replica.stirs(), _next_news(replica)))
     if not heap or replica.part >= 0:
         return now
-    rows, steps = n + replica.pad, (heap[0] >> replica.bits) - replica.k - 1
-    if ((replica.waiting or replica.landed) and rows < replica.max_seqs) or most_growth(replica) > replica.free:
+    rows, times = n + replica.pad, replica.tables
+    steps = (heap[0] >> replica.bits) - replica.k - 1
+    if (replica.waiting or replica.landed) and rows < replica.max_seqs:
         return now
-    t = replica.times
-    at = now + steps * (t.linear[rows] + t.decode[rows]) + t.decode_slope[n] * (steps * replica.kv + n * (steps * (steps + 1) >> 1))
+    if n * (2 + (steps + 1) // replica.block) > replica.free and not replica.policy.reserve_output:  # as most_growth
+        return now
+    fixed, slope = times[0][rows] + times[1][rows], times[2][n]
+    at = now + steps * fixed + slope * (steps * replica.kv + n * (steps * (steps + 1) >> 1))
     if replica.loading or replica.next_pending < len(replica.pending):
         at = min(at, _next_news(replica))
     return at if at > now else now

@@ -15,12 +15,14 @@ Path = tuple[tuple[int, float], ...]
 class _Lane:
     """Transfers of one path and ceiling, which always run at one rate: what each has sent since the lane was empty, at time ``since``.
 
-    ``goals`` is a heap of (bytes sent at which one is done, transfer); ``n`` counts those that run, ``version`` how often it was re-timed;
-    ``alone`` has the rate of so many transfers while the lane has its links to itself.
+    ``on`` has for each of its links the lanes in use, with their shares. ``goals`` is a heap of (bytes sent at which one is done,
+    transfer); ``n`` counts those that run, ``version`` how often it was re-timed; ``alone`` has the rate of so many transfers while the
+    lane has its links to itself.
     """
 
     path: Path
     ceiling: float
+    on: tuple[dict[int, float], ...]
     sent: float = 0.0
     since: float = 0.0
     rate: float = 0.0
@@ -55,18 +57,20 @@ class FairLinks:
         """Begin to send ``n_bytes``; ``at`` (seconds) must not lie before the last event."""
         i = self._lane_of.setdefault((path, ceiling), len(self._lanes))
         if i == len(self._lanes):
-            self._lanes.append(_Lane(path=path, ceiling=ceiling))
-        lane, alone = self._lanes[i], True
-        for link, share in path:
-            on = self._on[link]
-            on[i] = share
-            alone = alone and len(on) == 1
-            self.carried[link] += n_bytes * share
+            self._lanes.append(_Lane(path, ceiling, tuple(self._on[link] for link, _ in path)))
+        lane, carried, alone = self._lanes[i], self.carried, True
         if lane.n:
             self._advance(lane, at)
         else:
             lane.sent, lane.since = 0.0, at
             lane.goals.clear()
+            for on, (_, share) in zip(lane.on, path, strict=True):
+                on[i] = share
+        for link, share in path:
+            carried[link] += n_bytes * share
+        for on in lane.on:
+            if len(on) > 1:
+                alone = False
         lane.n += 1
         heappush(lane.goals, (lane.sent + n_bytes, transfer))
         self._flows[transfer] = i
@@ -77,11 +81,12 @@ class FairLinks:
 
     def next_end(self) -> tuple[float, int]:
         """(time, transfer) of the one that ends first at the present rates; (inf, -1) when none runs. Ties go to the lowest id."""
-        while self._ends:
-            at, transfer, i, version = self._ends[0]
-            if self._lanes[i].version == version:
+        ends, lanes = self._ends, self._lanes
+        while ends:
+            at, transfer, i, version = ends[0]
+            if lanes[i].version == version:
                 return at, transfer
-            heappop(self._ends)
+            heappop(ends)
         return float("inf"), -1
 
     def end(self, transfer: int, at: float) -> None:
@@ -90,22 +95,21 @@ class FairLinks:
         lane = self._lanes[i]
         lane.n -= 1
         lane.version += 1
-        on = self._on
+        alone = True
+        for on in lane.on:
+            if len(on) > 1:
+                alone = False
         if lane.n:
             self._advance(lane, at)
             while lane.goals[0][1] not in self._flows:
                 heappop(lane.goals)
-            alone = True
-            for link, _ in lane.path:
-                alone = alone and len(on[link]) == 1
             if alone:
                 self._retime(lane, i, self._alone(lane), at)
                 return
         else:
-            lane.rate, alone = 0.0, True
-            for link, _ in lane.path:
-                del on[link][i]
-                alone = alone and not on[link]
+            lane.rate = 0.0
+            for on in lane.on:
+                del on[i]
             if alone:
                 return
         self._share(lane.path, at, i)
@@ -141,9 +145,10 @@ class FairLinks:
         if lane.since != at:
             self._advance(lane, at)
         lane.rate = rate
-        lane.version += 1
+        lane.version = version = lane.version + 1
         goal, transfer = lane.goals[0]
-        heappush(self._ends, (at + max(goal - lane.sent, 0.0) / rate, transfer, i, lane.version))
+        left = goal - lane.sent
+        heappush(self._ends, (at + (left / rate if left > 0.0 else 0.0), transfer, i, version))
 
     def _alone(self, lane: _Lane) -> float:
         """Rate of the transfers of a lane that has its links to itself."""

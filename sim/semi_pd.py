@@ -164,5 +164,6 @@ class SplitGpus:
             done.popleft()
             decode.pool.free -= more
             hand_over(requests, q, self.answers[q], self.fleet.now)
+            self.fleet.load[i] += 1
             decode.take_over(q, self.fleet.now)
             self.fleet.wake(i)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import simpy
-from roofplan.sim.clock import NEVER, Clock
+from roofplan.sim.clock import Clock
 
 
 def test_calls_and_events_of_one_time_happen_in_the_order_in_which_they_were_set():
@@ -22,19 +22,17 @@ def test_calls_and_events_of_one_time_happen_in_the_order_in_which_they_were_set
     clock.call(7, heard.append, ("last", 7))
     clock.call(2, lambda: clock.call(5, heard.append, ("set at 2", 5)))
     times = []
-    while clock.next_at() < NEVER:
-        times.append(clock.next_at())
+    while clock.calls:
+        times.append(clock.calls[0][0])
         clock.step()
     assert heard == [("set first", 5), ("process", 5), ("set at 2", 5), ("last", 7)]
     assert times == sorted(times)
     assert clock.now == 7
 
 
-def test_a_clock_without_events_says_never_and_refuses_to_step():
-    clock = Clock()
-    assert clock.next_at() == NEVER
+def test_a_clock_without_events_refuses_to_step():
     with pytest.raises(simpy.core.EmptySchedule):
-        clock.step()
+        Clock().step()
 
 
 def test_times_stay_whole_where_floats_would_not():
