@@ -26,5 +26,7 @@ def argonne_plan(plan: EnginePlan, framework: str, gpu: str) -> EnginePlan:
     TensorRT-LLM's ``run.py`` makes every prompt of a batch of the same word, repeated, and decodes greedily: its sequences are copies of
     one (``alike``). vLLM's scripts draw random tokens. Both engines schedule the batch as any other requests.
     """
+    if gpu.startswith("mi") and framework.lower() == "vllm":
+        return replace(plan, engine="vllm-0.6-rocm")
     engine = engine_profile(framework, RELEASES.get((FRAMEWORKS.get(framework.lower(), ""), gpu)), is_2024=True)
     return replace(plan, engine=engine, alike=engine.startswith("trtllm"))

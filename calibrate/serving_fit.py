@@ -47,6 +47,8 @@ SHARES = (1.0, 0.5, 0.2)
 CUT = 0.3
 DOOR_CUT = 0.7
 """A row further off than this has another cause than host time (speculation, an unknown layout) and must not steer the fit."""
+ONE_RUNTIME = {"trtllm-0.11": "trtllm-0.15", "trtllm-0.15": "trtllm-0.11"}
+"""Profiles of one C++ runtime whose kernels differ: what is no constant of one of them alone is fitted on the rows of both."""
 MEASURED_GPUS = ("a100-80gb-sxm", "h100-sxm", "gh200-96gb", "h200", "b200")
 """Cards with kernel measurements of their own, or the die of one: on others an engine constant would absorb the error of the transfer."""
 
@@ -59,7 +61,8 @@ def fit_engine(points: Sequence[ServePoint], name: str) -> tuple[ServingEngine, 
     round measures how the rows answer to a step of each knob, finds the best values if they answered in proportion, and keeps them if
     the simulated rows agree. Raises BadInput when no row fits.
     """
-    rows = [p for p in points if p.plan.engine == name and is_fit_row(p) and p.gpu in MEASURED_GPUS and not p.split]
+    names = (name, ONE_RUNTIME.get(name, name))
+    rows = [p for p in points if p.plan.engine in names and is_fit_row(p) and p.gpu in MEASURED_GPUS and not p.split]
     step = max(1, len(rows) // MAX_ROWS)
     rows = [p for p in rows[::step] if _runs(p)]
     if not rows:
@@ -123,8 +126,11 @@ def _wanted(point: ServePoint, doors: bool) -> list[tuple[str, float]]:
 
 
 def _answers(rows: Sequence[ServePoint], engine: ServingEngine, doors: bool) -> Floats64:
-    """Each wanted metric of the rows as simulated."""
-    answers = [(point, predict(point, engine)) for point in rows]
+    """Each wanted metric of the rows as simulated; rows of the other profile of ONE_RUNTIME take the constants that are no one's own."""
+    shared = {k.field: getattr(engine, k.field) for k in (*STEP_KNOBS, *DOOR_KNOBS) if not k.engine}
+    other = ONE_RUNTIME.get(engine.name)
+    under = {engine.name: engine} | ({other: replace(serving_engine(other), **shared)} if other else {})
+    answers = [(point, predict(point, under[point.plan.engine])) for point in rows]
     return np.array([found[m] for point, found in answers for m, _ in _wanted(point, doors)])
 
 

@@ -97,7 +97,8 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         most = -(-reach.seqs // ranks)
         graphs = (*(g for g in graphs if g < most), *((most,) if graphs and most <= max(graphs) else ()))
     linear = layers_s(model, spread(plan), system, ranks * _padded(each, graphs)) * engine.kernel_frac
-    eager = engine.launch_s * launched_kernels(model, engine.kernels_per_layer)
+    kernels = launched_kernels(model, engine.kernels_per_layer)
+    linear, eager = linear + engine.kernel_gap_s * kernels, engine.launch_s * kernels
     linear = np.where(each > max(graphs, default=0), np.maximum(linear, eager), linear)
     all_linear = np.interp(np.arange(reach.tokens + 1), sizes, linear)
     all_linear[0] = 0.0

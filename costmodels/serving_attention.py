@@ -130,6 +130,24 @@ def _full_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch: Arra
         qk, v, kv_heads = model.kv_lora_rank + model.rope_head_dim, model.kv_lora_rank, 1
     if decode and model.q_lora_rank and not model.is_mla:
         return full * wide_decode_s(system.roofline, batch, kv, heads, kv_heads, model.head_dim, plan.kv_dtype)
+
+    def one_layer_s(kv: Array, window: float, kv_dtype: str) -> Array:
+        found: Array = system.roofline.attention_s(
+            batch=batch,
+            q_tokens=q,
+            kv_tokens=kv,
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            qk_dim=qk,
+            v_dim=v,
+            window_tokens=window,
+            kv_dtype=kv_dtype,
+            phase="decode" if decode else "prefill",
+        )
+        if decode and system.engine.fast_8bit_cache and KV_BYTES[kv_dtype] == 1.0:  # as many bytes of 16-bit keys
+            found = np.minimum(found, one_layer_s(kv / 2, window / 2, "bf16"))
+        return found
+
     total = np.zeros_like(batch)
     alone = decode and not model.is_mla and reads_per_head(system.engine, heads, kv_heads)
     for layers, window in ((full, 0), (model.n_window_layers, model.window_tokens)):
@@ -139,16 +157,5 @@ def _full_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, batch: Arra
             one = per_head_decode_s(system.roofline, system.engine, batch, seen, heads, kv_heads, width, plan.kv_dtype)
             total = total + layers * one
         elif layers:
-            total = total + layers * system.roofline.attention_s(
-                batch=batch,
-                q_tokens=q,
-                kv_tokens=kv,
-                n_heads=heads,
-                n_kv_heads=kv_heads,
-                qk_dim=qk,
-                v_dim=v,
-                window_tokens=window,
-                kv_dtype=plan.kv_dtype,
-                phase="decode" if decode else "prefill",
-            )
+            total = total + layers * one_layer_s(kv, window, plan.kv_dtype)
     return total

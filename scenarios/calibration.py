@@ -180,8 +180,12 @@ def transfer(measured: Calibration, donor: Accelerator, card: Accelerator) -> Ca
     and B200). The traffic of a flash prefill is moved by the SMs, not by HBM (H100 and H200 differ only in HBM and take the same time),
     so its ``memory_frac`` is rescaled to keep bytes per SM and clock; a decode wave gets shorter with the peak of a faster card and no
     longer on a slower one (measured: 3.4, 3.3, 3.5 and 1.5 us on A100, H100, H200 and B200).
+
+    Where the card's vendor publishes what large products reach, no part of peak is lent beyond that: compute fractions shrink as that of
+    products does (AMD's cards lower their clock under matrix load).
     """
-    families = {key: _lent(key, fit, donor, card) for key, fit in measured.families.items()}
+    slower = _reached(measured, card)
+    families = {key: _lent(key, fit, donor, card, slower) for key, fit in measured.families.items()}
     return replace(measured, name=card.name, families=families, transferred_from=measured.name)
 
 
@@ -197,8 +201,17 @@ def memory_frac_of(card: Accelerator, donor: Accelerator, donor_frac: float) -> 
     return left / max(left, left0 / donor_frac + LOSS_PER_BYTE_CLOCK * (x - x0))
 
 
-def _lent(key: str, fit: FamilyFit, donor: Accelerator, card: Accelerator) -> FamilyFit:
+def _reached(measured: Calibration, card: Accelerator) -> float:
+    """Published rate of large products over the rate that ``measured`` would lend; 1 where none is published or it is higher."""
+    if not card.reached_bf16_flops_per_s:
+        return 1.0
+    return min(1.0, card.reached_bf16_flops_per_s / (_peak(card) * measured.fit("gemm.bf16").coefficients["compute_frac"]))
+
+
+def _lent(key: str, fit: FamilyFit, donor: Accelerator, card: Accelerator, slower: float = 1.0) -> FamilyFit:
     c = dict(fit.coefficients)
+    if "compute_frac" in c:
+        c["compute_frac"] *= slower
     if key.startswith(("gemm", "attention", "mla", "moe", "stream")) and "launch_s" in c:
         c["launch_s"] *= donor.clock_hz / card.clock_hz
     if "idle_s" in c:

@@ -14,6 +14,7 @@ class Accelerator:
     ``sources`` maps a key of the data file (or ``default``) to the datasheet it was read from. ``kin`` names the card whose
     measured efficiencies a card without measurements borrows. Peaks of 0 mean the format is not supported. ``inline_ecc_frac`` is the
     share of memory traffic that carries check bits (1/16 on GDDR6 with ECC on, as of its capacity; HBM has lanes of its own for them).
+    ``reached_bf16_flops_per_s`` is what large products reach as their vendor publishes it, for a card nobody measured (0: not published).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Accelerator:
     tdp_w: float
     usable_hbm_frac: float = 1.0
     inline_ecc_frac: float = 0.0
+    reached_bf16_flops_per_s: float = 0.0
     kin: str = ""
     compute_capability: str = ""
     aliases: tuple[str, ...] = ()

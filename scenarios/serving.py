@@ -78,9 +78,9 @@ class ServingEngine:
     ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
     ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with
     ``memory_frac_of_free``: the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's
-    kernel time over that of the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention. Cards with at least
-    ``large_hbm_bytes``, but for those named in ``small_cards``, start with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all
-    others). ``*_error_frac`` are the median errors of predictions on
+    kernel time over that of the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention, ``kernel_gap_s`` what each
+    kernel takes more than those. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``, start with
+    ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on
     published serving points that no constant was fitted on. ``fused_quantisation``: norms and activations write 8 and 4 bits
     themselves. ``limits_of_all_ranks``: its flags for tokens and sequences are shared out over the attention data parallel ranks (else each
     rank has them). ``overlapped``: the host plans a step while the one before runs, so it sees what arrives one step later (measured
@@ -89,8 +89,9 @@ class ServingEngine:
     ``expert_kernel``: the kernel that multiplies experts where a launch asks for one ('': the measured one nearest to the shape).
     ``grouped_experts``: experts are multiplied by grouped products as fast as single ones, where those beat the measured MoE layers.
     ``per_head_elements``: key and value elements an SM takes per clock in a decode kernel that reads the cache for each query head (0: none
-    does); groups of ``shared_groups`` query heads have a kernel that reads once for all. ``whole_embedding``: the input embedding is not
-    split over tensor parallel ranks. ``stages_in_turn``: pipeline stages do not overlap, and ``max_num_seqs`` is each micro-batch's.
+    does); groups of ``shared_groups`` query heads have a kernel that reads once for all. ``fast_8bit_cache``: decode kernels read 8-bit
+    caches as near to bandwidth as the measured ones read 16-bit caches. ``whole_embedding``: the input embedding is not split over tensor
+    parallel ranks. ``stages_in_turn``: pipeline stages do not overlap, and ``max_num_seqs`` is each micro-batch's.
     ``sources`` says where each comes from.
     """
 
@@ -125,8 +126,10 @@ class ServingEngine:
     expert_kernel: str = ""
     whole_embedding: bool = False
     stages_in_turn: bool = False
+    kernel_gap_s: float = 0.0
     per_head_elements: float = 0.0
     shared_groups: tuple[int, ...] = ()
+    fast_8bit_cache: bool = False
     ranks_cpu_s: float = 0.0
     quantised_sequence_s: float = 0.0
     throughput_error_frac: float = 0.11

@@ -145,6 +145,20 @@ def test_fit_recovers_host_times_that_were_put_in():
         fit_engine(made, "sglang")
 
 
+def test_profiles_of_one_runtime_are_fitted_on_both_their_rows():
+    """Points of TensorRT-LLM 0.9 and 0.15 made with 3 ms a step: either profile's fit finds them, and uses the other's rows."""
+    plans = [EnginePlan(engine=name) for name in ("trtllm-0.11", "trtllm-0.15")]
+    slow = {p.engine: replace(serving_engine(p.engine), step_cpu_s=0.003) for p in plans}
+    made = [point(plan=p, isl=isl, osl=32, concurrency=c) for p in plans for isl in (128, 256, 512) for c in (1, 2, 4, 8, 16)]
+    made = [replace(p, measured={"tpot_s": predict(p, slow[p.plan.engine])["tpot_s"]}) for p in made]
+    own = [p for p in made if is_fit_row(p) and p.plan.engine == "trtllm-0.15"]
+    assert own
+    for name in slow:
+        engine, how = fit_engine(made, name)
+        assert how["n_rows"] == 2 * len(own)
+        assert engine.step_cpu_s == pytest.approx(0.003, rel=0.15)
+
+
 @pytest.fixture
 def log_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "RTXPRO6000_Llama"

@@ -34,11 +34,6 @@ def test_no_faster_than_the_cache_streams() -> None:
     assert one(64, 1024, 32, 32, "bf16") > 2 * elements / 3.35e12 > one(64, 1024, 32, 8, "bf16")
 
 
-def test_a_lone_sequence_fills_as_many_sms_as_it_has_heads() -> None:
-    assert one(1, 4096, 32, 8) == pytest.approx(4096 * 256 / (16 * CLOCKED / 132))
-    assert one(8, 4096, 32, 8) == pytest.approx(8 * 32 / 132 * one(1, 4096, 32, 8))
-
-
 def test_only_old_engines_and_groups_without_a_kernel() -> None:
     """Groups of 8 (Llama-2-70B) share reads in TensorRT-LLM 0.11, groups of 4 (Mistral) do not; later ones share all."""
     assert [reads_per_head(H100.engine, heads, 8) for heads in (8, 32, 64)] == [True, True, False]
@@ -48,6 +43,16 @@ def test_only_old_engines_and_groups_without_a_kernel() -> None:
         model, plan = registry.model(name), EnginePlan(kv_dtype="fp8")
         old, new = (
             float(decode_attention_s(model, plan, replace(H100, engine=serving_engine(e)), seqs, 2048.0)[0])
-            for e in ("trtllm-0.11", "trtllm-0.15")
+            for e in ("trtllm-0.11", "trtllm")
         )
         assert (old > 1.5 * new) if slower else (old == new)
+
+
+def test_engines_that_read_8_bit_caches_as_well_as_16_bit_ones() -> None:
+    """512 sequences of 256 tokens on H100: the measured 8-bit kernel takes nearly the 16-bit one's time."""
+    model, plan, seqs = registry.model("llama3.1-8b"), EnginePlan(kv_dtype="fp8"), np.array([512.0])
+    fast, slow = serving_engine("trtllm-0.15"), serving_engine("trtllm")
+    times = [float(decode_attention_s(model, plan, replace(H100, engine=e), seqs, 256.0)[0]) for e in (fast, slow)]
+    half = float(decode_attention_s(model, EnginePlan(), replace(H100, engine=slow), seqs, 128.0)[0])
+    assert times[0] == pytest.approx(half)
+    assert 512 * 256 * 65536 / 3.35e12 < times[0] < 0.8 * times[1]

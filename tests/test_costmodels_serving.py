@@ -204,6 +204,15 @@ def test_copies_of_one_sequence_read_the_experts_of_one():
     assert copies[1] > weights / 2.039e12
 
 
+def test_kernels_that_start_late_cost_their_gap_each():
+    """Llama-3-8B launches 12 kernels in each of 32 layers: a gap of 8 us adds 3.1 ms to every step."""
+    model, system = registry.model("llama3-8b"), system_of("mi300x", engine="vllm-0.6-rocm")
+    none = replace(system, engine=replace(system.engine, kernel_gap_s=0.0))
+    late, soon = (step_times(model, EnginePlan(), s, REACH) for s in (system, none))
+    for step in ((8, 800, []), (0, 0, [(100, 0)])):
+        assert (late.step_ps(*step) - soon.step_ps(*step)) / PS == pytest.approx(12 * 32 * 8e-6)
+
+
 def test_steps_over_several_ranks_pay_for_handing_them_out():
     """vLLM V0 on two GPUs: each step takes ``ranks_cpu_s`` more than without it; on one GPU nothing changes."""
     model, system = registry.model("llama3-8b"), system_of("h100-sxm", engine="vllm-0.6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,16 @@ def test_inline_ecc_costs_memory_and_bandwidth(card: str) -> None:
     gpu = registry.accelerator(card)
     assert gpu.inline_ecc_frac == 1 / 16
     assert load_calibration(gpu).fit("stream").coefficients["memory_frac"] < 1 - 1 / 16
+
+
+def test_no_part_of_peak_is_lent_beyond_what_a_vendor_reaches():
+    """AMD's library reaches 708 of an MI300X's 1,307 TFLOP/s; a card without such a figure takes the lender's fraction of peak."""
+    card, lender = registry.accelerator("mi300x"), load_calibration(registry.accelerator("h100-sxm"))
+    lent, free = load_calibration(card), transfer(lender, registry.accelerator("h100-sxm"), replace(card, reached_bf16_flops_per_s=0.0))
+    slower = 708 / (1307.4 * lender.families["gemm.bf16"].coefficients["compute_frac"])
+    for key in ("gemm.bf16", "attention.prefill.hd128"):
+        assert free.families[key].coefficients["compute_frac"] == lender.families[key].coefficients["compute_frac"]
+        assert lent.families[key].coefficients["compute_frac"] == pytest.approx(slower * free.families[key].coefficients["compute_frac"])
+    assert lent.families["gemm.bf16"].coefficients["compute_frac"] == pytest.approx(708 / 1307.4)
+    above = transfer(lender, registry.accelerator("h100-sxm"), replace(card, reached_bf16_flops_per_s=1300e12))
+    assert above.families["gemm.bf16"].coefficients["compute_frac"] == free.families["gemm.bf16"].coefficients["compute_frac"]
