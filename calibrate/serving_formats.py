@@ -58,6 +58,11 @@ def dtype_named(*labels: Any, default: str = "bf16") -> str:
     return known[named]
 
 
-def cache_format(dtype: str, engine: str) -> str:
-    """KV format: TensorRT-LLM's 8- and 4-bit checkpoints carry 8-bit caches; vLLM and SGLang keep 16 bits unless told otherwise."""
+def cache_format(dtype: str, experts: str, engine: str) -> str:
+    """KV format where nothing sets it: 16 bits, or the 8 that a checkpoint asks for and the engine hears.
+
+    NVIDIA's 4-bit checkpoints ask for it, and its 8-bit ones of TensorRT-LLM. vLLM reads that from 0.14 on (pull request 29980).
+    """
+    if "nvfp4" in (dtype, experts):
+        return "fp8" if engine.startswith("trtllm") or engine == "vllm" else "bf16"
     return "fp8" if engine.startswith("trtllm") and dtype not in ("bf16", "int4", "mxfp4") else "bf16"

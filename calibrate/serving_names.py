@@ -65,6 +65,12 @@ def engine_profile(framework: str, version: Any, is_2024: bool = False, asynchro
     return found if asynchronous and name == "vllm-0.12" else name
 
 
+def release_of(framework: str, version: Any, date: str) -> Any:
+    """A run's version; of a vLLM run of 2025 without one, the release before its scheduler became asynchronous unasked."""
+    unsaid = not re.match(r"\d", str(version))
+    return "0.11" if unsaid and framework.lower() == "vllm" and date[:4] == "2025" else version
+
+
 OLD_RELEASES = {
     "vllm": (((0, 7), "vllm-0.6"), ((0, 14), "vllm-0.12")),
     "trtllm": (((0, 12), "trtllm-0.11"), ((0, 18), "trtllm-0.15"), ((1, 1), "trtllm-1.0")),

@@ -14,8 +14,9 @@ from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from . import argonne
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
 from .serving_formats import SHIPPED, Unusable, cache_format, dtype_named, formats
-from .serving_names import FRAMEWORKS, count, engine_profile, model_name
-from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, inferencex, speculated, stated, trtllm_bench
+from .serving_layout import dp_attention, node_layout
+from .serving_names import FRAMEWORKS, count, engine_profile, model_name, release_of
+from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, crowded, inferencex, speculated, stated, trtllm_bench
 from .tables import read_frame
 
 AIC_COLUMNS = ("gpu", "framework", "model", "mode", "isl", "osl", "concurrency", "tp_size", "ttft_ms", "tpot_ms")
@@ -62,13 +63,14 @@ class ServePoint:
     cluster: str = ""
 
     def engine_of(self, engine: ServingEngine) -> ServingEngine:
-        """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph, its kernel for experts."""
+        """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph, its kernel for experts, its text."""
         graphs, top = engine.graph_tokens, self.recipe.largest_graph
         if top:
             graphs = (*(g for g in graphs if g < top), *range(max(graphs) + GRAPH_STEP_TOKENS, top, GRAPH_STEP_TOKENS), top)
         share = self.recipe.memory_utilization_frac or engine.memory_utilization_frac
         kernel = self.recipe.expert_kernel or engine.expert_kernel
-        return replace(engine, graph_tokens=graphs, memory_utilization_frac=share, expert_kernel=kernel)
+        token = 0.0 if self.recipe.plain_text else engine.token_cpu_s
+        return replace(engine, graph_tokens=graphs, memory_utilization_frac=share, expert_kernel=kernel, token_cpu_s=token)
 
 
 GRAPH_STEP_TOKENS = 16
@@ -101,7 +103,7 @@ def _aic_point(name: str, row: Mapping[str, Any], twins: Mapping[tuple[float, fl
     if row["mode"] != "agg":
         return _split_aic_point(name, row, model, twins.get((row["ttft_ms"], row["tpot_ms"]), row))
     moe = registry.model(model).n_experts > 0
-    tp, dp, ep = _layout(row, moe)
+    tp, dp, ep = node_layout(row, moe)
     if not count(row, "concurrency"):
         raise Unusable("concurrency is not given")
     label = str(row["model"])
@@ -150,7 +152,7 @@ def _split_point(
     engine = engine_profile(family, None if family == "trtllm" else version)
     moe = registry.model(asked.model).n_experts > 0
     dtype, experts = formats(asked.model, str(row["model"]), weights, weights if moe else "")
-    plan, recipe, split = pools(one, asked.clients, engine, dtype, experts, cache_format(dtype, engine))
+    plan, recipe, split = pools(one, asked.clients, engine, dtype, experts, cache_format(dtype, experts, engine))
     return ServePoint(
         id=name,
         source=source,
@@ -169,25 +171,6 @@ def _split_point(
 
 
 AIC = "aiconfigurator"
-NODE_GPUS = 8
-
-
-def _layout(row: Mapping[str, Any], moe: bool) -> tuple[int, int, int]:
-    """(tp, attention dp, ep) of a one-node run. Unusable where the columns contradict each other.
-
-    Rows with expert parallelism may carry ``tp·ep`` as tp, or ``dp·ep`` as attention dp, and moe_tp = ep (tp 64, ep 8 on eight GPUs); or
-    the node's width as both tp and attention dp, and their product as ep (tp 4, dp 4, ep 16 on four GPUs): such vLLM runs were launched
-    with --tensor-parallel-size and --enable-expert-parallel alone.
-    """
-    tp, dp = count(row, "tp_size", 1), max(count(row, "attention_dp_size", 1), 1)
-    moe_tp, ep = max(count(row, "moe_tp_size", 1), 1), max(count(row, "moe_ep_size", 1), 1)
-    if moe and tp * dp > NODE_GPUS and moe_tp == ep and ep * ep == tp * dp and 1 in (tp, dp):
-        return (ep, 1, ep) if dp == 1 else (1, ep, ep)
-    if moe and dp > 1 and tp == dp and (moe_tp, ep) == (1, tp * dp):
-        return tp, 1, tp
-    if tp * dp > NODE_GPUS or (moe and moe_tp * ep != tp * dp):
-        raise Unusable(f"tp={tp}, attention dp={dp}, moe tp={moe_tp}, ep={ep} are not a layout of one node")
-    return tp, dp, ep
 
 
 def _launched(
@@ -205,6 +188,7 @@ def _launched(
     """The plan and launch script of a run; ``date`` is empty for runs outside InferenceX. Unusable if it speculated unsaid."""
     isl, osl, clients = load
     tp, dp, ep = layout
+    version = release_of(framework, version, date)
     engine, recipe = engine_profile(framework, version), Recipe()
     if suite == AIC:
         recipe = aiconfigurator(engine, str(version), isl, clients)
@@ -215,7 +199,10 @@ def _launched(
         run = Run(engine=family, model=model, gpu=gpu, four_bit=four, weights=dtype, date=date, **asked)
         if why := speculated(run, str(version)):
             raise Unusable(f"speculative decoding with an unpublished acceptance rate ({why})")
+        if why := crowded(run):
+            raise Unusable(why)
         recipe = inferencex(run)
+        tp, dp = (1, tp * dp) if dp_attention(run) else (tp, dp)
         engine = engine_profile(framework, version, asynchronous=recipe.asynchronous)
     profile = serving_engine(engine)
     plan = EnginePlan(
@@ -224,7 +211,7 @@ def _launched(
         ep=tp * dp if recipe.expert_parallel else ep,
         weight_dtype=dtype,
         expert_dtype=experts,
-        kv_dtype=recipe.kv_dtype or cache_format(dtype, engine),
+        kv_dtype=recipe.kv_dtype or cache_format(dtype, experts, engine),
         state_dtype=recipe.state_dtype or "fp32",
         engine=engine,
         policy=recipe.policy,

@@ -16,7 +16,8 @@ from ..sim.replica_kind import replica_model
 from .closed_loop import closed_loop
 from .disagg_predict import n_requests, play_split
 from .serving_disagg import Split
-from .serving_points import NODE_GPUS, ServePoint
+from .serving_layout import NODE_GPUS
+from .serving_points import ServePoint
 
 
 def predict(point: ServePoint, engine: ServingEngine | None = None) -> dict[str, float]:

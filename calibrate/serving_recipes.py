@@ -27,6 +27,7 @@ class Recipe:
     enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
     unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how many are queued
     at once where there are no clients. Lengths lie evenly between two parts of the nominal one. ``expert_kernel``: see ``ServingEngine``.
+    ``plain_text``: prompts are words, which tokenise at no cost that shows, not random tokens written out.
     """
 
     policy: str = ""
@@ -46,6 +47,7 @@ class Recipe:
     expert_parallel: bool = False
     lengths_low_frac: float = 1.0
     lengths_high_frac: float = 1.0
+    plain_text: bool = False
     expert_kernel: str = ""
 
 
@@ -84,15 +86,16 @@ def aiconfigurator(engine: str, version: str, isl: int, clients: int) -> Recipe:
 
     vLLM and TensorRT-LLM may compute a token for each client, a prompt and 1,500 tokens in a step; TensorRT-LLM holds no more requests
     than clients, and its cache takes 80 % of what is free. SGLang takes whole prompts up to ``isl + 1500`` tokens a step, beside decodes
-    from 0.5.3 on (the template for 0.5.1 asks for enable-mix-chunk, which the generator calls enable-mixed-chunk).
+    from 0.5.3 on (the template for 0.5.1 asks for enable-mix-chunk, which the generator calls enable-mixed-chunk). genai-perf's prompts are
+    verses.
     """
     budget = clients + isl + 1500
     if engine == "sglang":
         mixed = tuple(int(x) for x in re.findall(r"\d+", version)[:3]) >= (0, 5, 3)
-        return Recipe(token_budget=max(isl + 1500, clients), policy="sglang-mixed" if mixed else "", largest_graph=clients)
+        return Recipe(token_budget=max(isl + 1500, clients), policy="sglang-mixed" if mixed else "", largest_graph=clients, plain_text=True)
     if engine.startswith("trtllm"):
-        return Recipe(token_budget=budget, max_num_seqs=clients, memory_utilization_frac=0.8, largest_graph=clients)
-    return Recipe(token_budget=budget, largest_graph=clients)
+        return Recipe(token_budget=budget, max_num_seqs=clients, memory_utilization_frac=0.8, largest_graph=clients, plain_text=True)
+    return Recipe(token_budget=budget, largest_graph=clients, plain_text=True)
 
 
 def trtllm_bench(isl: int, osl: int) -> Recipe:
@@ -129,7 +132,14 @@ FAMILIES = (
 )  # fmt: skip
 
 
+def _unread(run: Run) -> bool:
+    """Whether a launch passed its settings as ``--config=FILE``, which vLLM takes without reading the file (its issue 43252)."""
+    return run.gpu == "h100-sxm" and run.date < "2025-12-05"
+
+
 def _llama_vllm(run: Run) -> dict[str, object]:
+    if _unread(run):
+        return {}
     return {"token_budget": 8192, "kv_dtype": "fp8", "asynchronous": True}
 
 
@@ -139,6 +149,8 @@ def _llama_trtllm(run: Run) -> dict[str, object]:
 
 
 def _gpt_oss_vllm(run: Run) -> dict[str, object]:
+    if _unread(run):
+        return {}
     kv = "fp8" if run.blackwell and run.date >= "2026" else ""
     experts = "" if run.blackwell or run.date < "2026-01-02" else "marlin"  # VLLM_MXFP4_USE_MARLIN
     return {"token_budget": 8192, "largest_graph": 2048, "kv_dtype": kv, "asynchronous": True, "expert_kernel": experts}
@@ -235,6 +247,13 @@ SPECULATED = {
     "2026-02-06": "pull request 642: MTP update of DeepSeek-R1 FP4",
 }
 """Days on which InferenceX measured its TensorRT-LLM DeepSeek runs with multi-token prediction, which its tables do not say."""
+
+
+def crowded(run: Run) -> str:
+    """Why the load of a run is not what its table says; '' if it is."""
+    if (run.engine, run.model, run.gpu, run.concurrency) == ("vllm", "gpt-oss-120b", "h100-sxm", 512) and run.date[:7] == "2025-12":
+        return "the script of those days (InferenceX, gptoss_fp4_h100_docker.sh) sent 512 requests at once, whatever the number of seats"
+    return ""
 
 
 def speculated(run: Run, version: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from roofplan.calibrate.serving_points import read_points
+from roofplan.scenarios.serving import serving_engine
 
 pd = pytest.importorskip("pandas", reason="measurement tables need the calibrate extra")
 
@@ -90,6 +91,36 @@ def test_layouts_that_contradict_themselves_are_skipped(tmp_path):
 def test_checkpoints_are_in_the_formats_they_ship_in(tmp_path, model, gemm, moe, formats):
     (found,), _ = aic_points(tmp_path, {"model": model, "gemm_quant_mode": gemm, "moe_quant_mode": moe})
     assert (found.plan.weight_dtype, found.plan.expert_dtype) == formats
+
+
+MINIMAX = {
+    "framework": "vllm", "framework_version": "0.19.0", "model": "MiniMaxAI/MiniMax-M2.5", "tp_size": 2, "attention_dp_size": 2,
+    "moe_tp_size": 1, "moe_ep_size": 4, "measured_date": "2026-04-22",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        ({"concurrency": 1024}, (1, 2, 2)),
+        ({"concurrency": 128}, (2, 1, 2)),
+        ({"concurrency": 512, "isl": 8192}, (2, 1, 2)),
+        ({"concurrency": 512, "isl": 8192, "gpu": "b300_sxm"}, (1, 2, 2)),
+        ({"concurrency": 256, "measured_date": "2026-04-08"}, (2, 1, 2)),
+        ({"concurrency": 512, "measured_date": "2026-04-08"}, (1, 2, 2)),
+        ({"concurrency": 1024, "precision": "fp8", "gemm_quant_mode": "fp8", "moe_quant_mode": "fp8"}, (2, 1, 2)),
+    ],
+)
+def test_attention_ranks_are_told_by_the_search_space_of_the_day(columns, layout, tmp_path):
+    (point,), _ = aic_points(tmp_path, MINIMAX | columns)
+    assert (point.plan.tp, point.plan.dp, point.plan.ep) == layout
+
+
+def test_words_tokenise_at_no_cost(tmp_path):
+    """Runs of the AIConfigurator team have no day; their prompts are words."""
+    own, public = aic_points(tmp_path, QWEN | {"model": "Qwen/Qwen3-32B", "measured_date": None}, QWEN)[0]
+    engine = serving_engine("sglang")
+    assert own.engine_of(engine).token_cpu_s == 0 < public.engine_of(engine).token_cpu_s
 
 
 TRUTH = {

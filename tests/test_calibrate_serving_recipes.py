@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from roofplan.calibrate.serving_recipes import Recipe, Run, aiconfigurator, inferencex, speculated, stated, trtllm_bench
+from roofplan.calibrate.serving_recipes import Recipe, Run, aiconfigurator, crowded, inferencex, speculated, stated, trtllm_bench
 
 
 def run_of(**changes) -> Run:
@@ -59,6 +59,9 @@ def test_runs_that_speculated_or_may_have(changes, version, why):
         ({"engine": "vllm", "model": "gpt-oss-120b", "gpu": "h200", "date": "2026-03-27"}, {"kv_dtype": "", "expert_kernel": "marlin"}),
         ({"engine": "vllm", "model": "gpt-oss-120b", "gpu": "h200", "date": "2025-11-02"}, {"expert_kernel": ""}),
         ({"engine": "vllm", "model": "gpt-oss-120b", "date": "2026-03-27"}, {"expert_kernel": ""}),
+        ({"engine": "vllm", "model": "llama3.1-70b", "gpu": "h200", "date": "2025-10-29"}, {"kv_dtype": "fp8", "asynchronous": True}),
+        ({"engine": "vllm", "model": "llama3.1-70b", "gpu": "h100-sxm", "date": "2025-10-29"}, {"kv_dtype": "", "asynchronous": False}),
+        ({"engine": "vllm", "model": "gpt-oss-120b", "gpu": "h100-sxm", "date": "2025-12-05"}, {"asynchronous": True}),
         ({"engine": "vllm", "model": "minimax-m2", "gpu": "h200"}, {"expert_parallel": True}),
         ({"engine": "vllm", "model": "minimax-m2", "date": "2026-04-08", "isl": 8192}, {"token_budget": 16384, "kv_dtype": "fp8"}),
         ({**QWEN, "concurrency": 8}, {"token_budget": 32768, "kv_dtype": "fp8", "state_dtype": "bf16", "poll_steps": 10}),
@@ -80,6 +83,8 @@ def test_aiconfigurator_sizes_steps_by_its_clients_and_prompts():
     assert aiconfigurator("vllm-0.12", "0.12.0", 1024, 8).token_budget == 1024 + 8 + 1500
     assert aiconfigurator("trtllm-1.0", "1.0.0rc3", 4096, 64).max_num_seqs == 64
     assert aiconfigurator("trtllm-1.0", "1.0.0rc3", 4096, 64).lengths_low_frac == 1.0
+    assert aiconfigurator("sglang", "0.5.6", 4096, 64).plain_text
+    assert not inferencex(run_of()).plain_text
 
 
 @pytest.mark.parametrize(("version", "policy"), [("0.5.1.post1", ""), ("0.5.3", "sglang-mixed"), ("0.5.6.post2", "sglang-mixed")])
@@ -99,3 +104,10 @@ def test_a_rows_notes_state_its_requests_and_lengths():
     found = stated(plain, "150 requests conc 8, ~20k in/~2k out (+-15%); ITL median", 8)
     assert (found.waves, found.token_budget) == (19, 2048)
     assert (found.lengths_low_frac, found.lengths_high_frac) == pytest.approx((0.85, 1.15))
+
+
+def test_runs_of_a_wrong_load_are_told():
+    oss = {"engine": "vllm", "model": "gpt-oss-120b", "gpu": "h100-sxm", "date": "2025-12-05"}
+    assert "sent 512 requests at once" in crowded(run_of(**oss, concurrency=512))
+    assert crowded(run_of(**oss, concurrency=64)) == ""
+    assert crowded(run_of(**(oss | {"gpu": "h200"}), concurrency=512)) == ""

@@ -92,8 +92,6 @@ def test_what_is_not_priced_is_refused(spec: ModelSpec, changes: dict[str, Any],
 def test_embeddings_that_are_not_split_leave_the_pool_less() -> None:
     """Llama-3-70B over four A100 of 40 GB: three quarters of 128,256 x 8,192 in 16 bits more on each, 1.6 GB of the 5 GB that are left."""
     spec, card, engine = model("llama3-70b"), accelerator("a100-40gb-sxm"), serving_engine("trtllm-0.15")
-    split, whole = (
-        serve_memory(spec, EnginePlan(tp=4), replace(engine, whole_embedding=w), card, 8192, 16, 32) for w in (False, True)
-    )
+    split, whole = (serve_memory(spec, EnginePlan(tp=4), replace(engine, whole_embedding=w), card, 8192, 16, 32) for w in (False, True))
     assert whole.weights_bytes - split.weights_bytes == 2 * 128256 * 8192 * 0.75
     assert 0.4 < whole.kv_bytes / split.kv_bytes < 0.75

@@ -56,6 +56,11 @@ def test_each_option_is_a_flag(parts: dict[str, Any], expected: dict[str, Any], 
     assert {name: found.get(name) for name in expected} == expected
 
 
+def test_a_four_bit_checkpoint_that_asks_for_an_8_bit_cache_is_overruled(tmp_path: Path) -> None:
+    found = served(tmp_path, weight_dtype="nvfp4", kv_dtype="bf16", env={"MODEL": "/models/four-bit"})
+    assert found["kv-cache-dtype"] == "bfloat16"
+
+
 HYBRID = "qwen3.5-397b-a17b"
 
 

@@ -199,6 +199,8 @@ def arguments(job: ServeJob, role: Role, plan: EnginePlan) -> list[Argument]:
         found.append(flag("quantization", QUANTIZATION[plan.weight_dtype]))
     if plan.kv_dtype in KV_DTYPE:
         found.append(flag("kv-cache-dtype", KV_DTYPE[plan.kv_dtype]))
+    elif "nvfp4" in (plan.weight_dtype, plan.experts_in):  # such a checkpoint asks for 8 bits
+        found.append(flag("kv-cache-dtype", {"bf16": "bfloat16", "fp16": "float16"}.get(plan.kv_dtype, "auto")))
     if job.model.linear_attention == "gated-delta":  # the other kinds keep 32 bits by themselves
         found.append(flag("mamba-ssm-cache-dtype", "float32"))
     if job.rope_factor > 1:
