@@ -48,7 +48,7 @@ def play_split(
     """
     read_s = engine.frontend_cpu_s + engine.token_cpu_s * float(work.prompt_tokens.mean())
     engine = replace(engine, request_cpu_s=engine.request_cpu_s + read_s)
-    bare = replace(engine, graph_tokens=())
+    bare = split.recipe.kernels(replace(engine, graph_tokens=(), expert_kernel=""))
     batched = replace(engine, sequence_cpu_s=engine.sequence_cpu_s / split.stream_steps)
     kinds = {
         "prefill": replica_model(model, split.prefill, replace(system, engine=bare), work),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from functools import cache
 
 from ..scenarios.errors import BadFile
@@ -16,7 +16,8 @@ from ..scenarios.load import names, read_toml
 class Workers:
     """``n`` workers of one pool. ``limits``: tokens a step and seats as the engine's flags have them, ``memory`` in
     hundredths, ``copies`` of experts, the largest CUDA ``graph``, the KV ``pool`` in tokens, steps between two messages of a ``stream`` and
-    between two looks for requests (``poll``), ``a2a`` where experts get their tokens by all-to-all.
+    between two looks for requests (``poll``), ``a2a`` where experts get their tokens by all-to-all. ``experts`` is the kernel asked for
+    them, ``products`` the library of block-scaled 8-bit products where that is not DeepGEMM.
     """
 
     n: int
@@ -25,6 +26,8 @@ class Workers:
     ep: int
     limits: dict[str, int] = field(default_factory=dict)
     kv_dtype: str = "fp8"
+    experts: str = ""
+    products: str = ""
 
     @property
     def gpus_each(self) -> int:
@@ -56,10 +59,16 @@ class Launch:
     def n_gpus(self) -> int:
         return self.prefill.n * self.prefill.gpus_each + self.decode.n * self.decode.gpus_each
 
+    def days_off(self, day: str) -> int:
+        """Days from a run's day to those of this launch, its last excluded: negative before, positive after, 0 within."""
+        when, since, until = (date.fromisoformat(one) for one in (day, self.since, self.until))
+        if when < since:
+            return (when - since).days
+        return max((when - until).days + 1, 0)
+
     def in_force(self, day: str) -> bool:
         """Whether a run of this day may be of this launch: sweeps run up to 16 days before their merge, and some days after the next."""
-        when = date.fromisoformat(day)
-        return date.fromisoformat(self.since) - timedelta(BEFORE_DAYS) <= when <= date.fromisoformat(self.until) + timedelta(AFTER_DAYS)
+        return -BEFORE_DAYS <= self.days_off(day) <= AFTER_DAYS + 1
 
 
 BEFORE_DAYS, AFTER_DAYS = 16, 10
@@ -107,15 +116,15 @@ def workers(text: str) -> Workers:
         raise BadFile(f"workers {text!r}: give e.g. '4 x tp8ep8 seats=32 memory=0.9'")
     n, tp, dp, ep = (int(v or 1) for v in match.groups()[:4])
     named = dict(word.split("=") for word in match[5].split())
-    kv = named.pop("kv", "fp8")
+    kv, experts, products = named.pop("kv", "fp8"), named.pop("experts", ""), named.pop("products", "")
     limits = {name: round(100 * float(value)) if name == "memory" else int(value) for name, value in named.items()}
-    return Workers(n=n, tp=tp, dp=dp, ep=ep, limits=limits, kv_dtype=kv)
+    return Workers(n=n, tp=tp, dp=dp, ep=ep, limits=limits, kv_dtype=kv, experts=experts, products=products)
 
 
-def distinct(found: Iterable[Launch]) -> Iterator[Launch]:
-    """One launch for each set of workers: the same ones may have been measured under several loads and on several days."""
+def distinct(found: Iterable[Launch], day: str) -> Iterator[Launch]:
+    """One launch for each set of workers, the one nearest to a day: the same ones may have been measured under several loads."""
     seen = set()
-    for one in found:
+    for one in sorted(found, key=lambda launch: abs(launch.days_off(day))):
         key = (one.prefill.layout, one.decode.layout, one.speculates)
         if key not in seen:
             seen.add(key)

@@ -71,7 +71,7 @@ def launched(asked: Asked) -> Launch:
         for one in launches(asked.engine, asked.model, asked.gpu, 4 if asked.four_bit else 8)
         if (one.isl, one.osl) == (asked.isl, asked.osl) and asked.clients in one.clients and one.in_force(asked.day) and _like(asked, one)
     ]
-    found = list(distinct(known))
+    found = list(distinct(known, asked.day))
     if asked.has_workers:
         plain = [one for one in found if not one.speculates]
         exact = [one for one in plain if (one.prefill.layout, one.decode.layout) == (asked.prefill, asked.decode)]
@@ -245,6 +245,8 @@ def pools(one: Launch, clients: int, engine: str, dtype: str, experts: str, kv_d
             memory_utilization_frac=side.limits.get("memory", 0) / 100,
             largest_graph=side.limits.get("graph", 0) or -(-plan.max_num_seqs // plan.dp),
             lengths_low_frac=low_frac,
+            expert_kernel=side.experts,
+            few_token_products=side.products == "trtllm",
         )
         for side, plan in ((one.prefill, prefill), (one.decode, decode))
     ]

@@ -63,14 +63,13 @@ class ServePoint:
     cluster: str = ""
 
     def engine_of(self, engine: ServingEngine) -> ServingEngine:
-        """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph, its kernel for experts, its text."""
+        """The engine as this run's recipe launched it: its share of HBM, its largest CUDA graph, its kernels, its text."""
         graphs, top = engine.graph_tokens, self.recipe.largest_graph
         if top:
             graphs = (*(g for g in graphs if g < top), *range(max(graphs) + GRAPH_STEP_TOKENS, top, GRAPH_STEP_TOKENS), top)
         share = self.recipe.memory_utilization_frac or engine.memory_utilization_frac
-        kernel = self.recipe.expert_kernel or engine.expert_kernel
         token = 0.0 if self.recipe.plain_text else engine.token_cpu_s
-        return replace(engine, graph_tokens=graphs, memory_utilization_frac=share, expert_kernel=kernel, token_cpu_s=token)
+        return self.recipe.kernels(replace(engine, graph_tokens=graphs, memory_utilization_frac=share, token_cpu_s=token))
 
 
 GRAPH_STEP_TOKENS = 16

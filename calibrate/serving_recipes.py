@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from ..scenarios.serving import ServingEngine
+
 NOMINAL = ((1024, 1024), (1024, 8192), (8192, 1024))
 """Nominal (prompt, answer) lengths of InferenceX."""
 
@@ -26,8 +28,9 @@ class Recipe:
     batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
     enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
     unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how many are queued
-    at once where there are no clients. Lengths lie evenly between two parts of the nominal one. ``expert_kernel``: see ``ServingEngine``.
-    ``plain_text``: prompts are words, which tokenise at no cost that shows, not random tokens written out.
+    at once where there are no clients. Lengths lie evenly between two parts of the nominal one. ``expert_kernel`` and
+    ``few_token_products``: see ``ServingEngine``. ``plain_text``: prompts are words, which tokenise at no cost that shows, not random
+    tokens written out.
     """
 
     policy: str = ""
@@ -49,6 +52,12 @@ class Recipe:
     lengths_high_frac: float = 1.0
     plain_text: bool = False
     expert_kernel: str = ""
+    few_token_products: bool = False
+
+    def kernels(self, engine: ServingEngine) -> ServingEngine:
+        """The engine with the kernels that the launch asks for."""
+        asked = self.expert_kernel or engine.expert_kernel
+        return replace(engine, expert_kernel=asked, few_token_products=self.few_token_products)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +177,7 @@ def _deepseek_sglang(run: Run) -> dict[str, object]:
     both = {"kv_dtype": "fp8", "poll_steps": poll}
     if run.four_bit:
         return both | {"token_budget": 16384, "max_num_seqs": 256}
+    both |= {"few_token_products": True}
     if run.tp == 4:
         return both | {"token_budget": 8192, "max_num_seqs": 32, "memory_utilization_frac": 0.95, "poll_steps": 10}
     return both | {"token_budget": 32768, "max_num_seqs": 128, "memory_utilization_frac": 0.82}
@@ -216,7 +226,7 @@ def _qwen35_sglang(run: Run) -> dict[str, object]:
         return plain
     if run.four_bit:
         return plain | {"kv_dtype": "fp8", "poll_steps": 30, "memory_utilization_frac": 0.85}
-    return plain | {"kv_dtype": "fp8", "state_dtype": "bf16"}
+    return plain | {"kv_dtype": "fp8", "state_dtype": "bf16", "few_token_products": run.gpu == "b200"}
 
 
 def _glm5_sglang(run: Run) -> dict[str, object]:

@@ -98,8 +98,11 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
         graphs = (*(g for g in graphs if g < most), *((most,) if graphs and most <= max(graphs) else ()))
     linear = layers_s(model, spread(plan), system, ranks * _padded(each, graphs)) * engine.kernel_frac
     kernels = launched_kernels(model, engine.kernels_per_layer)
+    large = each > max(graphs, default=0)
+    if engine.sums_prompts and plan.dp > 1:
+        linear = np.where(large, layers_s(model, spread(plan), system, sizes, prompts=True) * engine.kernel_frac, linear)
     linear, eager = linear + engine.kernel_gap_s * kernels, engine.launch_s * kernels
-    linear = np.where(each > max(graphs, default=0), np.maximum(linear, eager), linear)
+    linear = np.where(large, np.maximum(linear, eager), linear)
     all_linear = np.interp(np.arange(reach.tokens + 1), sizes, linear)
     all_linear[0] = 0.0
 

@@ -11,8 +11,8 @@ from .linear_layer import input_width, key_width, low_rank_params, narrow_width,
 from .serving_ops import ServeSystem, dense_ffn_s, gemm_s, messages_s, moe_s, norms_s, own_experts_s, tp_all_reduce_s
 
 
-def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Array) -> Array:
-    """Every layer of a step but for attention over the cache.
+def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Array, prompts: bool = False) -> Array:
+    """Every layer of a step, one with ``prompts`` or of decodes alone, but for attention over the cache.
 
     Pipeline stages work on ``1/pp`` of the tokens at a time, so a step takes ``pp`` such stages and ``pp`` hand-overs.
     """
@@ -22,7 +22,7 @@ def layers_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, tokens: Ar
     for share, moe in _ffn_kinds(model):
         own = own_experts_s(model, plan, system, t) if moe else dense_ffn_s(model, plan, system, t)
         ffn = own + moe_s(model, plan, system, t * plan.dp) if moe else own
-        total = total + share * model.n_layers * (ffn + messages_s(model, plan, system, t, moe))
+        total = total + share * model.n_layers * (ffn + messages_s(model, plan, system, t, moe, prompts))
     if plan.pp > 1:
         total = total + plan.pp * system.network.p2p_s(2 * t * model.hidden, plan.tp * plan.dp)
     return total

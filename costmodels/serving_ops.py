@@ -16,7 +16,6 @@ from .arrays import Array
 from .collectives import Network
 from .expert_balance import most_loaded, uneven_s
 from .gemm_curve import weight_bytes
-from .moe_curve import FORMATS
 from .roofline import Roofline
 
 
@@ -43,21 +42,28 @@ def serve_system(cluster: Cluster, engine: ServingEngine, calibration: Calibrati
 def gemm_s(system: ServeSystem, m: Array, n: float, k: float, dtype: str) -> Array:
     """A linear layer. Formats the card cannot multiply are weight-only: 16-bit arithmetic, the weights' own bytes.
 
-    Engines that quantise inside the norm or activation before it save the pass that the measured 8- and 4-bit linears hold.
+    Engines that quantise inside the norm or activation before it save the pass that the measured 8- and 4-bit linears hold. Block-scaled
+    products on kernels made for few tokens take at least ``2·m·n·k / (peak · FEW_TOKENS_FRAC)``.
     """
-    roofline = system.roofline
+    roofline, few = system.roofline, system.engine.few_token_products and dtype == "fp8_block"
     dtype = IN_GRAPH.get(dtype, dtype)
     try:
         system.accelerator.peak_flops_per_s(dtype)
         price = roofline.gemm_s(m, n, k, dtype)
         if system.engine.fused_quantisation and weight_bytes(dtype) < 2:
             price = np.maximum(price - roofline.quantise_s(m, k, dtype), roofline.gemm_floor_s(m, n, k, dtype))
-        return price
+        slowest = system.accelerator.peak_flops_per_s(dtype) * FEW_TOKENS_FRAC
+        return np.maximum(price, 2 * m * n * k / slowest) if few else price
     except (BadInput, UnknownName):
         c = roofline.calibration.fit("gemm.bf16").coefficients
         saved = (2.0 - weight_bytes(dtype)) * n * k / (system.accelerator.hbm_bytes_per_s * c["memory_frac"])
         compute = 2 * m * n * k / (system.accelerator.peak_flops_per_s("bf16") * c["compute_frac"])
         return np.where(m > 0, np.maximum(roofline.gemm_s(m, n, k, "bf16") - saved, c["launch_s"] + compute), 0.0)
+
+
+FEW_TOKENS_FRAC = 0.03
+"""Share of peak that TensorRT-LLM's block-scaled products in flashinfer reach on Blackwell: their tiles of few tokens read the weights
+again and again. Fitted on TTFT of the fitting fifth: runs of SGLang that turned DeepGEMM off (calibrate.serving_recipes, launches)."""
 
 
 IN_GRAPH = {"fp8_block": "fp8"}
@@ -116,9 +122,9 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array)
         routing = "balanced" if apart or plan.expert_skew or plan.redundant_experts else ROUTING
 
         def even_s(tokens: Array, top_k: int = model.top_k, n_experts: int = model.n_experts, over: int = ep) -> Array:
-            prices = [
-                system.roofline.moe_layer_s(
-                    tokens,
+            def layer_s(t: Array, dtype: str, kernel: str = "") -> Array:
+                return system.roofline.moe_layer_s(
+                    t,
                     hidden=model.hidden,
                     inter=model.moe_ffn_hidden,
                     topk=top_k,
@@ -126,15 +132,14 @@ def moe_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array)
                     tp=split,
                     ep=over,
                     routing=routing,
-                    dtype=measured,
+                    dtype=dtype,
+                    kernel=kernel,
                 )
-                for measured in formats
-            ]
-            found = np.minimum.reduce(prices)
-            work = 6 * tokens * top_k / over * model.hidden * model.moe_ffn_hidden / split
-            return np.maximum(found, work / rate) if rate else found
 
-        rate = _asked_rate(system, formats)
+            found = np.minimum.reduce([layer_s(tokens, dtype) for dtype in formats])
+            asked = [layer_s(LARGE_STEP, dtype, kernel)[0] for dtype, kernel in _asked_kernels(system, formats)]
+            return np.maximum(found, tokens * min(asked) / LARGE_STEP[0]) if asked else found
+
         if apart:  # the fullest rank gets its own rows, each to one of its experts, and sees no others
             rows = most_loaded(model.n_experts, model.top_k, plan.expert_skew, ep, plan.redundant_experts, t_all)[0]
             return even_s(rows, 1, -(-(model.n_experts + plan.redundant_experts) // ep), 1)
@@ -161,19 +166,21 @@ def _measured_experts(plan: EnginePlan, system: ServeSystem) -> list[str]:
     return [name for name in known if any(key.startswith(f"moe.{name}.") for key in families)]
 
 
-def _asked_rate(system: ServeSystem, formats: list[str]) -> float:
-    """FLOPs a second of the kernel that the engine was launched with, as measured on any shape; 0 where it asks for none or none was.
+LARGE_STEP = np.array([65536.0])
+"""Tokens of the largest step measured."""
 
-    Small steps read weights, in which kernels hardly differ; large ones are as fast as their kernel multiplies.
+
+def _asked_kernels(system: ServeSystem, formats: list[str]) -> list[tuple[str, str]]:
+    """(format, kernel) of the measured layers that a launch asks its engine for; none where it asks for none or none was measured.
+
+    Small steps read weights, in which kernels hardly differ; large ones take what their kernel takes for each token of a large step.
     """
-    asked, families = system.engine.expert_kernel, system.roofline.calibration.families
-    rates = [
-        system.accelerator.peak_flops_per_s(FORMATS[dtype][0]) * families[key].coefficients["compute_frac"]
-        for dtype in formats
-        for key in families
-        if asked and key.startswith(f"moe.{dtype}.") and key.count(".") == 2 and asked in key
-    ]
-    return max(rates, default=0.0)
+    asked, found = system.engine.expert_kernel, []
+    for key in system.roofline.calibration.families if asked else ():
+        kind, *parts = key.split(".")
+        if kind == "moe" and len(parts) == 2 and parts[0] in formats and asked in parts[1]:
+            found.append((parts[0], parts[1]))
+    return found
 
 
 def _unmeasured_experts_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t_all: Array, ep: int) -> Array:
@@ -219,17 +226,22 @@ GATHERED_BYTES = {"nvfp4": 0.5625}
 Source: TensorRT-LLM's fused MoE (post-quant allgather), vLLM's FlashInferAllGatherMoEPrepareAndFinalize."""
 
 
+QUANTISED_FIRST = ("cutlass",)
+"""Kernels for experts whose rows SGLang gathers in 4 bits, prompts too. Source: its ``should_use_flashinfer_cutlass_moe_fp4_allgather``."""
+
+
 def by_all_to_all(plan: EnginePlan) -> bool:
     """Whether a rank is sent only the tokens of its own experts (DeepEP), rather than all ranks' tokens."""
     return plan.ep > 1 and (plan.all_to_all or plan.tp * plan.dp > GATHER_RANKS)
 
 
-def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, moe: bool) -> Array:
+def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array, moe: bool, prompts: bool = False) -> Array:
     """One layer's messages: an all-reduce after attention and after the FFN over tp; attention DP gathers tokens for the experts instead.
 
     Inside one node of up to GATHER_RANKS the experts' tokens are gathered, as GATHERED_BYTES, and their sums scattered; across nodes, and
     in larger domains of fast links, they go by all-to-all, one 8-bit copy per expert out and one 16-bit copy back. Across nodes the faster
-    of two ways counts: a copy for each expert straight to its GPU (few tokens), or one for each node, which hands it on (many).
+    of two ways counts: a copy for each expert straight to its GPU (few tokens), or one for each node, which hands it on (many). Engines
+    that sum prompts clear room for all ranks' rows, add each rank's to it by an all-reduce, and the experts' results by another.
     """
     net, row = system.network, 2.0 * model.hidden
     total = tp_all_reduce_s(system, t * row, plan.tp)
@@ -238,6 +250,8 @@ def messages_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array
     n = plan.tp * plan.dp
     if n <= min(system.cluster.gpus_per_node, GATHER_RANKS) and not plan.all_to_all:
         asked = t * plan.dp * model.hidden
+        if prompts and system.engine.sums_prompts and system.engine.expert_kernel not in QUANTISED_FIRST:
+            return total + 2 * tp_all_reduce_s(system, 2.0 * asked, n) + system.roofline.stream_s(2.0 * asked)
         gathered = net.all_gather_s(GATHERED_BYTES.get(plan.experts_in, 2.0) * asked, n, 1)
         return total + gathered + net.reduce_scatter_s(2.0 * asked, n, 1)
     sent = t / plan.tp * model.top_k * model.hidden

@@ -87,6 +87,8 @@ class ServingEngine:
     points are replayed so; the simulator's other front ends leave it out). ``one_attention_call``: prompts and decodes of a step are one
     variable-length call where FlashAttention-2 runs.
     ``expert_kernel``: the kernel that multiplies experts where a launch asks for one ('': the measured one nearest to the shape).
+    ``few_token_products``: block-scaled 8-bit products run on kernels made for few tokens, as a launch asked for.
+    ``sums_prompts``: attention data parallel ranks bring prompts to the experts by all-reduces, where decodes are gathered.
     ``grouped_experts``: experts are multiplied by grouped products as fast as single ones, where those beat the measured MoE layers.
     ``per_head_elements``: key and value elements an SM takes per clock in a decode kernel that reads the cache for each query head (0: none
     does); groups of ``shared_groups`` query heads have a kernel that reads once for all. ``fast_8bit_cache``: decode kernels read 8-bit
@@ -123,6 +125,8 @@ class ServingEngine:
     overlapped: bool = False
     one_attention_call: bool = False
     grouped_experts: bool = False
+    few_token_products: bool = False
+    sums_prompts: bool = False
     expert_kernel: str = ""
     whole_embedding: bool = False
     stages_in_turn: bool = False

@@ -42,9 +42,24 @@ def test_wrong_lines_are_one_sentence():
         workers("four of tp8")
 
 
-def test_equal_workers_count_once():
+def test_workers_may_ask_for_kernels():
+    one = workers("1 x tp4 tokens=8192 products=trtllm experts=cutlass")
+    assert (one.products, one.experts, one.limits) == ("trtllm", "cutlass", {"tokens": 8192})
+    assert (workers("1 x tp4").products, workers("1 x tp4").experts) == ("", "")
+
+
+@pytest.mark.parametrize(("day", "off"), [("2026-02-01", -2), ("2026-02-03", 0), ("2026-02-28", 0), ("2026-03-01", 1), ("2026-03-05", 5)])
+def test_a_launch_ends_the_day_its_successor_is_merged(day, off):
+    assert launch(LINE).days_off(day) == off
+
+
+def test_equal_workers_count_once_as_launched_nearest_to_the_day():
     again, other = LINE.replace("4 12", "64"), LINE.replace("3 x tp8ep8", "4 x tp8ep8")
-    assert len(list(distinct(launch(line) for line in (LINE, again, other)))) == 2
+    assert len(list(distinct((launch(line) for line in (LINE, again, other)), "2026-02-10"))) == 2
+    later = LINE.replace("rate=300", "rounds=5").replace("2026-02-03 2026-03-01", "2026-03-01 2026-05-01")
+    for day, rounds in (("2026-01-30", 10), ("2026-02-28", 10), ("2026-03-01", 5), ("2026-03-08", 5)):
+        (one,) = distinct([launch(LINE), launch(later)], day)
+        assert one.rounds == rounds
 
 
 def test_every_recorded_line_reads_and_fits_a_domain():

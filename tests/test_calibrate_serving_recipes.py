@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from roofplan.calibrate.serving_recipes import Recipe, Run, aiconfigurator, crowded, inferencex, speculated, stated, trtllm_bench
+from roofplan.scenarios.serving import serving_engine
 
 
 def run_of(**changes) -> Run:
@@ -47,8 +48,9 @@ def test_runs_that_speculated_or_may_have(changes, version, why):
     ("changes", "wanted"),
     [
         ({}, {"token_budget": 16384, "kv_dtype": "fp8", "poll_steps": 30, "max_num_seqs": 256, "lengths_low_frac": 0.8}),
-        ({"concurrency": 8}, {"poll_steps": 10}),
-        ({"gpu": "h200", "four_bit": False}, {"token_budget": 32768, "kv_dtype": "", "poll_steps": 0, "max_num_seqs": 512}),
+        ({"concurrency": 8}, {"poll_steps": 10, "few_token_products": False}),
+        ({"four_bit": False}, {"few_token_products": True, "max_num_seqs": 128}),
+        ({"gpu": "h200", "four_bit": False}, {"token_budget": 32768, "kv_dtype": "", "poll_steps": 0, "few_token_products": False}),
         ({"engine": "trtllm", "date": "2025-11-02"}, {"token_budget": 1152, "wait_steps": 0}),
         ({"engine": "trtllm", "four_bit": False}, {"token_budget": 8192, "wait_steps": 40, "wait_fill_frac": 0.8}),
         ({"engine": "trtllm", "model": "llama3.1-70b", "tp": 4}, {"wait_steps": 20, "token_budget": 16384}),
@@ -65,6 +67,8 @@ def test_runs_that_speculated_or_may_have(changes, version, why):
         ({"engine": "vllm", "model": "minimax-m2", "gpu": "h200"}, {"expert_parallel": True}),
         ({"engine": "vllm", "model": "minimax-m2", "date": "2026-04-08", "isl": 8192}, {"token_budget": 16384, "kv_dtype": "fp8"}),
         ({**QWEN, "concurrency": 8}, {"token_budget": 32768, "kv_dtype": "fp8", "state_dtype": "bf16", "poll_steps": 10}),
+        ({**QWEN}, {"few_token_products": True}),
+        ({**QWEN, "gpu": "b300"}, {"few_token_products": False}),
         ({**QWEN, "gpu": "h200"}, {"token_budget": 16384, "max_num_seqs": 128, "memory_utilization_frac": 0.8, "poll_steps": 0}),
         ({**QWEN, "weights": "bf16"}, {"kv_dtype": "", "state_dtype": "", "poll_steps": 30, "memory_utilization_frac": 0.82}),
         ({**QWEN, "weights": "nvfp4", "four_bit": True, "concurrency": 8}, {"kv_dtype": "fp8", "poll_steps": 30, "state_dtype": ""}),
@@ -77,6 +81,13 @@ def test_runs_that_speculated_or_may_have(changes, version, why):
 def test_runs_are_launched_as_their_scripts_say(changes, wanted):
     recipe = inferencex(run_of(**changes))
     assert {name: getattr(recipe, name) for name in wanted} == wanted
+
+
+def test_a_recipe_tells_the_engine_which_kernels_to_use():
+    engine = serving_engine("sglang")
+    asked = Recipe(expert_kernel="cutlass", few_token_products=True).kernels(engine)
+    assert (asked.expert_kernel, asked.few_token_products) == ("cutlass", True)
+    assert Recipe().kernels(engine) == engine
 
 
 def test_aiconfigurator_sizes_steps_by_its_clients_and_prompts():
