@@ -125,7 +125,7 @@ class FairLinks:
     def _share(self, path: Path, at: float, changed: int) -> None:
         """Rates anew for every lane joined to ``path`` by shared links; lane ``changed`` is re-timed in any case."""
         lanes, on = self._lanes, self._on
-        links = dict.fromkeys(link for link, _ in path)
+        links: dict[int, None] = {link: None for link, _ in path}
         touched: dict[int, None] = {}
         todo = list(links)
         while todo:
@@ -179,6 +179,9 @@ class FairLinks:
                 stop = [i for i in on[tightest] if i not in found]
             for i in stop:
                 found[i] = level
+            if len(found) == len(touched):
+                break
+            for i in stop:
                 for link, share in lanes[i].path:
                     room[link] = max(room[link] - level * share * lanes[i].n, 0.0)
                     rising[link] -= share * lanes[i].n
