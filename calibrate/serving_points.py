@@ -267,7 +267,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     if str(row.get("kv_dtype")).startswith("fp8"):
         plan = replace(plan, kv_dtype="fp8")
     if argonne.NAME in source:
-        plan = argonne.argonne_plan(plan, str(row["framework"]), gpu)
+        plan = argonne.argonne_plan(plan, str(row["framework"]), gpu, model)
     padded = static and argonne.NAME not in source and plan.engine != "lmdeploy"
     return ServePoint(
         id=name,

@@ -20,10 +20,12 @@ def per_head_decode_s(
 ) -> Array:
     """Seconds of one layer for one new token in each of ``batch`` sequences; ``width`` elements of key and value a cached token and head.
 
-    One thread block a sequence and query head: ``max(stream of the cache, batch·heads·kv·width / (e·clock·SMs))`` with ``e`` the engine's
-    ``per_head_elements``. Heads of a group read the same bytes, from HBM once and from L2 after that, but each unpacks and multiplies
-    them itself on the vector units. Batches too small to fill the card are not priced apart: their attention is short.
+    ``max(stream of the cache, batch·heads·kv·width / (e·clock·SMs))`` with ``e`` the engine's ``per_head_elements``. Heads of a group read
+    the same bytes, from HBM once and from L2 after that, but each unpacks and multiplies them itself on the vector units. Where a sequence
+    and head is one thread block (``unsplit_heads``), fewer of them than SMs leave SMs idle.
     """
     b, kv = as_floats(batch, kv_tokens)
     cache = roofline.stream_s(b * kv * kv_heads * width * KV_BYTES[kv_dtype])
-    return np.maximum(cache, b * heads * kv * width / (engine.per_head_elements * roofline.gpu.clock_hz * roofline.gpu.n_sms))
+    gpu, blocks = roofline.gpu, b * heads
+    busy = np.clip(blocks, 1, gpu.n_sms) if engine.unsplit_heads else gpu.n_sms
+    return np.maximum(cache, blocks * kv * width / (engine.per_head_elements * gpu.clock_hz * busy))

@@ -71,29 +71,30 @@ class ServingEngine:
     """Behaviour of one serving engine and version, read from ``scenarios/engines/<name>.toml``.
 
     ``step_cpu_s`` is host time per engine step that no GPU work hides (``ranks_cpu_s``: as much more over several GPUs),
-    ``sequence_cpu_s`` the same per running sequence (sampling, detokenising), ``quantised_sequence_s`` what a decoded token costs more than
-    the measured linears where these quantise its activations; ``request_cpu_s`` from arrival to the scheduler (HTTP);
-    before that requests of measured points take ``frontend_cpu_s`` and, for each prompt token, ``token_cpu_s`` (random text) in turn. A
-    step of at most ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one launches
-    ``kernels_per_layer`` kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt).
-    ``context_bytes`` are CUDA context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with
-    ``memory_frac_of_free``: the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's
-    kernel time over that of the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention, ``kernel_gap_s`` what each
-    kernel takes more than those. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``, start with
-    ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions on
-    published serving points that no constant was fitted on. ``fused_quantisation``: norms and activations write 8 and 4 bits
-    themselves. ``limits_of_all_ranks``: its flags for tokens and sequences are shared out over the attention data parallel ranks (else each
-    rank has them). ``overlapped``: the host plans a step while the one before runs, so it sees what arrives one step later (measured
-    points are replayed so; the simulator's other front ends leave it out). ``one_attention_call``: prompts and decodes of a step are one
-    variable-length call where FlashAttention-2 runs.
+    ``sequence_cpu_s`` the same per running sequence (sampling, detokenising), ``quantised_sequence_s`` what a decoded token costs more
+    than the measured linears where these quantise its activations; ``request_cpu_s`` from arrival to the scheduler (HTTP); before that
+    requests of measured points take ``frontend_cpu_s`` and, for each prompt token, ``token_cpu_s`` (random text) in turn. A step of at
+    most ``max(graph_tokens)`` tokens pads up to the next of them and replays a CUDA graph; a larger one launches ``kernels_per_layer``
+    kernels a layer at ``launch_s`` of host time each (``graphs_decode_only``: so does one with a prompt). ``context_bytes`` are CUDA
+    context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with ``memory_frac_of_free``:
+    the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's kernel time over that of
+    the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention, ``kernel_gap_s`` what each kernel takes more than
+    those; products of ``slow_rows[0]`` to ``slow_rows[1]`` rows take ``slow_rows_frac`` times as long. Cards with at least
+    ``large_hbm_bytes``, but for those named in ``small_cards``, start with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all
+    others). ``*_error_frac`` are the median errors of predictions on published serving points that no constant was fitted on.
+    ``fused_quantisation``: norms and activations write 8 and 4 bits themselves. ``limits_of_all_ranks``: its flags for tokens and
+    sequences are shared out over the attention data parallel ranks (else each rank has them). ``overlapped``: the host plans a step
+    while the one before runs, so it sees what arrives one step later (measured points are replayed so; the simulator's other front ends
+    leave it out). ``one_attention_call``: prompts and decodes of a step are one variable-length call where FlashAttention-2 runs.
     ``expert_kernel``: the kernel that multiplies experts where a launch asks for one ('': the measured one nearest to the shape).
     ``few_token_products``: block-scaled 8-bit products run on kernels made for few tokens, as a launch asked for.
     ``sums_prompts``: attention data parallel ranks bring prompts to the experts by all-reduces, where decodes are gathered.
     ``grouped_experts``: experts are multiplied by grouped products as fast as single ones, where those beat the measured MoE layers.
-    ``per_head_elements``: key and value elements an SM takes per clock in a decode kernel that reads the cache for each query head (0: none
-    does); groups of ``shared_groups`` query heads have a kernel that reads once for all. ``fast_8bit_cache``: decode kernels read 8-bit
-    caches as near to bandwidth as the measured ones read 16-bit caches. ``whole_embedding``: the input embedding is not split over tensor
-    parallel ranks. ``stages_in_turn``: pipeline stages do not overlap, and ``max_num_seqs`` is each micro-batch's.
+    ``per_head_elements``: key and value elements an SM takes per clock in a decode kernel that reads the cache for each query head (0:
+    none does), in one thread block a head and sequence with ``unsplit_heads``; groups of ``shared_groups`` query heads have a kernel that
+    reads once for all. ``fast_8bit_cache``: decode kernels read 8-bit caches as near to bandwidth as the measured ones read 16-bit
+    caches. ``whole_embedding``: the input embedding is not split over tensor parallel ranks. ``stages_in_turn``: pipeline stages do not
+    overlap, and ``max_num_seqs`` is each micro-batch's.
     ``sources`` says where each comes from.
     """
 
@@ -131,7 +132,10 @@ class ServingEngine:
     whole_embedding: bool = False
     stages_in_turn: bool = False
     kernel_gap_s: float = 0.0
+    slow_rows: tuple[int, ...] = ()
+    slow_rows_frac: float = 1.0
     per_head_elements: float = 0.0
+    unsplit_heads: bool = False
     shared_groups: tuple[int, ...] = ()
     fast_8bit_cache: bool = False
     ranks_cpu_s: float = 0.0

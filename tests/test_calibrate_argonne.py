@@ -73,6 +73,17 @@ def test_releases_by_machine(tmp_path, framework, gpu, engine):
     assert found.plan.engine == engine
 
 
+@pytest.mark.parametrize(
+    ("model", "policy", "budget"),
+    [("meta-llama/Llama-2-7b-hf", "", 4096), ("meta-llama/Meta-Llama-3-8B", "", 8192), ("mistralai/Mistral-7B-v0.1", "", 32768),
+     ("Qwen/Qwen2-7B", "vllm-v1", 512)],
+)  # fmt: skip
+def test_vllm_takes_as_many_prompt_tokens_as_the_context_has(tmp_path, model, policy, budget):
+    """Of contexts over 32K it cuts prompts into chunks of 512, unless the model has a window."""
+    (found,) = points(tmp_path, row("vLLM", "H100", model=model))
+    assert (found.plan.policy, found.plan.token_budget) == (policy, budget)
+
+
 def test_a_profile_split_off_keeps_its_rows_folds(tmp_path):
     (found,) = points(tmp_path, row("TensorRT-LLM", "H100"))
     for batch in range(1, 65):

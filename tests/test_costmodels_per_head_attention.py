@@ -34,6 +34,14 @@ def test_no_faster_than_the_cache_streams() -> None:
     assert one(64, 1024, 32, 32, "bf16") > 2 * elements / 3.35e12 > one(64, 1024, 32, 8, "bf16")
 
 
+def test_a_lone_sequence_fills_as_many_sms_as_it_has_heads() -> None:
+    """32 heads, a block each, on 132 SMs; where heads are split over blocks the whole card works on them."""
+    assert one(1, 4096, 32, 8) == pytest.approx(4096 * 256 / (16 * CLOCKED / 132))
+    split = replace(H100.engine, per_head_elements=16, unsplit_heads=False)
+    alone = per_head_decode_s(H100.roofline, split, np.array([1.0]), np.array([4096.0]), 32, 8, 256, "fp8")
+    assert 32 * 4096 * 256 / (16 * CLOCKED) <= alone[0] < 0.3 * one(1, 4096, 32, 8)
+
+
 def test_only_old_engines_and_groups_without_a_kernel() -> None:
     """Groups of 8 (Llama-2-70B) share reads in TensorRT-LLM 0.11, groups of 4 (Mistral) do not; later ones share all."""
     assert [reads_per_head(H100.engine, heads, 8) for heads in (8, 32, 64)] == [True, True, False]

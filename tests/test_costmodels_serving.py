@@ -213,6 +213,15 @@ def test_kernels_that_start_late_cost_their_gap_each():
         assert (late.step_ps(*step) - soon.step_ps(*step)) / PS == pytest.approx(12 * 32 * 8e-6)
 
 
+def test_a_library_that_was_not_tuned_is_slow_for_some_batches():
+    """vLLM on ROCm: products of 33 to 256 rows take five times as long, those of fewer or more rows and the experts' own kernel do not."""
+    system, rows = system_of("mi300x", engine="vllm-0.6-rocm"), np.array([32.0, 33.0, 256.0, 257.0])
+    tuned = replace(system, engine=replace(system.engine, slow_rows=()))
+    assert gemm_s(system, rows, 6144, 4096, "bf16") / gemm_s(tuned, rows, 6144, 4096, "bf16") == pytest.approx([1, 5, 5, 1])
+    moe, plan = registry.model("mixtral-8x7b"), EnginePlan(tp=4)
+    assert np.array_equal(moe_s(moe, plan, system, rows), moe_s(moe, plan, tuned, rows))
+
+
 def test_steps_over_several_ranks_pay_for_handing_them_out():
     """vLLM V0 on two GPUs: each step takes ``ranks_cpu_s`` more than without it; on one GPU nothing changes."""
     model, system = registry.model("llama3-8b"), system_of("h100-sxm", engine="vllm-0.6")
