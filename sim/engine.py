@@ -14,7 +14,7 @@ from .clock import NEVER
 from .gaps import FOLD
 from .preempt import preempt
 from .replica_state import ReplicaState
-from .step_count import steps_before
+from .step_count import steps_before, steps_that_fit
 
 
 class Replica(ReplicaState):
@@ -170,10 +170,7 @@ class Replica(ReplicaState):
                         grown = cycles * n + sum(grow[at : at + rest])
                         if at + rest > block:
                             grown += sum(grow[: at + rest - block])
-                        if grown > free:
-                            m = 1
-                        else:
-                            need = grown
+                        m, need = (m, grown) if grown <= free else steps_that_fit(free, grow, at)
                 dt = m * fixed + per_kv * (m * kv + n * (m * (m + 1) >> 1)) + attention
                 k += m
                 kv += n * m

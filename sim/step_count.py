@@ -1,4 +1,4 @@
-"""How many decode steps of a closed-form stretch fit into a span of time."""
+"""How many decode steps of a closed-form stretch fit into a span of time, and into free KV blocks."""
 
 from __future__ import annotations
 
@@ -15,3 +15,14 @@ def steps_before(span: int, first: int, growth: int) -> int:
     while (j + 1) * first + growth * ((j + 1) * (j + 2) >> 1) < span:
         j += 1
     return j
+
+
+def steps_that_fit(free: int, grow: list[int], at: int) -> tuple[int, int]:
+    """(most steps, blocks they take) when step ``i`` takes ``grow[(at + i) mod len(grow)]`` of ``free`` blocks; some step takes one."""
+    block = len(grow)
+    cycles, left = divmod(free, sum(grow))
+    steps = cycles * block
+    while (taken := grow[(at + steps) % block]) <= left:
+        left -= taken
+        steps += 1
+    return steps, free - left
