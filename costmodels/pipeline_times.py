@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,9 +28,9 @@ class PipelineTimes:
     """
 
     work: StepTimes
-    head: list[int]
-    host: list[int]
-    hop: list[int]
+    head: Sequence[int]
+    host: Sequence[int]
+    hop: Sequence[int]
     layers: tuple[int, ...]
     in_turn: bool = False
 
@@ -46,20 +48,20 @@ class PipelineTimes:
     @cached_property
     def whole(self) -> StepTimes:
         """A micro-batch that meets no other, hops left out: every stage in turn, head and host."""
-        decode = [a + b + c for a, b, c in zip(self.work.decode, self.head, self.host, strict=True)]
-        return dataclasses.replace(self.work, decode=decode)
+        decode = np.array(self.work.decode) + np.array(self.head) + np.array(self.host)
+        return dataclasses.replace(self.work, decode=array("q", decode.tobytes()))
 
     def stage(self, i: int) -> StepTimes:
         """What a micro-batch takes of stage ``i`` alone, rounded down."""
         w, n, total = self.work, self.layers[i], sum(self.layers)
         linear, decode, slope, prefill, prefill_slope, own, beside, beside_slope, idle = (
-            [x * n // total for x in table]
+            array("q", (np.array(table, np.int64) * n // total).tobytes())
             for table in (
                 w.linear, w.decode, w.decode_slope, w.prefill, w.prefill_slope, w.own, w.beside, w.beside_slope, w.idle,
             )
         )  # fmt: skip
         if i in (len(self.layers) - 1, -1):
-            decode = [a + b for a, b in zip(decode, self.head, strict=True)]
+            decode = array("q", (np.array(decode) + np.array(self.head)).tobytes())
         return StepTimes(
             linear=linear, decode=decode, decode_slope=slope, prefill=prefill, prefill_slope=prefill_slope, swap=w.swap, ranks=w.ranks,
             own=own, beside=beside, beside_slope=beside_slope, idle=idle,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,8 @@ from .step_times import PS, StepTimes
 
 EXACT_TOKENS = 1024
 """Step sizes up to this are priced one by one; larger ones every 32 tokens and interpolated."""
+COARSE_TOKENS = 65_536
+"""From here on every 512: steps of many attention ranks."""
 KINK_LENGTHS = 17
 """Cached lengths through which a price with a bend is fitted."""
 
@@ -54,7 +58,7 @@ class StepParts:
     host: Array
     prefill: Array
     prefill_slope: Array
-    own: list[int]
+    own: Sequence[int]
     swap_s: float
     beside: Array
     beside_slope: Array
@@ -122,10 +126,10 @@ def step_parts(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach: R
     prefill = np.interp(every, chunks, start)
     prefill_slope = np.interp(every, chunks, np.maximum(after - start, 0) / reach.past_tokens)
     prefill[0] = prefill_slope[0] = 0.0
-    own: list[int] = []
+    own: Sequence[int] = []
     if plan.dp > 1:
         each = own_layers_s(model, spread(plan), system, np.ceil(sizes / plan.pp)) * engine.kernel_frac
-        own = [0, *whole_ps(np.interp(np.arange(1, reach.tokens + 1), sizes, each))]
+        own = whole_ps(np.interp(np.arange(reach.tokens + 1), sizes, each) * (np.arange(reach.tokens + 1) > 0))
     beside, beside_slope, idle = np.zeros_like(seqs), np.zeros_like(seqs), np.zeros_like(prefill)
     if shares_a_call(model, plan, system):
         beside, beside_slope = beside_prompts(model, plan, system, some, (fixed, slope), reach.kv_low_tokens, reach.kv_high_tokens)
@@ -193,10 +197,11 @@ def launched_kernels(model: ModelSpec, per_layer: int) -> int:
 
 
 def _grid(largest: int) -> Array:
-    """Every size up to EXACT_TOKENS, then every 32, and the largest."""
+    """Every size up to EXACT_TOKENS, then every 32, every 512 from COARSE_TOKENS, and the largest."""
     fine = np.arange(1, min(largest, EXACT_TOKENS) + 1, dtype=np.float64)
-    coarse = np.arange(EXACT_TOKENS + 32, largest, 32, dtype=np.float64)
-    return np.unique(np.concatenate([fine, coarse, [float(largest)]]))
+    coarse = np.arange(EXACT_TOKENS + 32, min(largest, COARSE_TOKENS), 32, dtype=np.float64)
+    wide = np.arange(COARSE_TOKENS, largest, 512, dtype=np.float64)
+    return np.unique(np.concatenate([fine, coarse, wide, [float(largest)]]))
 
 
 def _padded(sizes: Array, graph_tokens: tuple[int, ...]) -> Array:
@@ -208,7 +213,6 @@ def _padded(sizes: Array, graph_tokens: tuple[int, ...]) -> Array:
     return np.where(at < len(graphs), graphs[np.minimum(at, len(graphs) - 1)], sizes)
 
 
-def whole_ps(seconds: NDArray[np.float64]) -> list[int]:
-    """Seconds as whole picoseconds."""
-    out: list[int] = np.rint(seconds * PS).astype(np.int64).tolist()
-    return out
+def whole_ps(seconds: NDArray[np.float64]) -> array[int]:
+    """Seconds as whole picoseconds, 8 bytes each."""
+    return array("q", np.rint(seconds * PS).astype(np.int64).tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 PS = 1_000_000_000_000
@@ -23,17 +24,17 @@ class StepTimes:
     the longest chunk of ``c`` tokens; none of it is negative. Tables left out are zeros.
     """
 
-    linear: list[int]
-    decode: list[int]
-    decode_slope: list[int]
-    prefill: list[int]
-    prefill_slope: list[int]
+    linear: Sequence[int]
+    decode: Sequence[int]
+    decode_slope: Sequence[int]
+    prefill: Sequence[int]
+    prefill_slope: Sequence[int]
     swap: int = 0
     ranks: int = 1
-    own: list[int] = field(default_factory=list)
-    beside: list[int] = field(default_factory=list)
-    beside_slope: list[int] = field(default_factory=list)
-    idle: list[int] = field(default_factory=list)
+    own: Sequence[int] = field(default_factory=list)
+    beside: Sequence[int] = field(default_factory=list)
+    beside_slope: Sequence[int] = field(default_factory=list)
+    idle: Sequence[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, like in (("beside", self.decode), ("beside_slope", self.decode), ("idle", self.prefill)):

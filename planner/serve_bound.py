@@ -12,13 +12,13 @@ In a pipeline a step is a micro-batch's time on one stage, the widest or the las
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from ..costmodels.pipeline_times import PipelineTimes
 from ..costmodels.step_times import PS, StepTimes
-from ..scenarios.serving import EnginePlan, Floats64, ServeWorkload
+from ..scenarios.serving import EnginePlan, Floats64, Ints64, ServeWorkload
 from ..scenarios.units import show_number
 from ..sim.replica_kind import ReplicaModel
 from ..sim.serving_metrics import Slo
@@ -27,6 +27,7 @@ ATTAIN_FRAC = 0.95
 """Share of requests that must keep the promised latencies at the goodput."""
 PRICES = np.linspace(0, 1, 11)
 CREDITS = np.linspace(0, 0.95, 12)
+FINE = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,15 +134,21 @@ class _Costs:
         self.linear, self.decode, self.slope = self._steps(t)
         self.pass_linear, self.pass_decode, self.pass_slope = self._steps(whole)
         chunks = np.arange(1, min(budget, longest, len(t.prefill) - 1) + 1, dtype=np.float64)
-        fresh = 2 * np.array(t.prefill[1 : len(chunks) + 1]) / chunks**2
-        again = np.array(t.prefill_slope[1 : len(chunks) + 1]) / chunks
+        fresh = 2 * np.array(t.prefill, np.float64)[1 : len(chunks) + 1] / chunks**2
+        again = np.array(t.prefill_slope, np.float64)[1 : len(chunks) + 1] / chunks
         self.attention = float(min(fresh.min(), again.min())) / PS / t.ranks  # other prompts may lie on the other ranks
         self.floor, self.pass_floor = (np.minimum.accumulate(x[::-1])[::-1] for x in (self.linear, self.pass_linear))
+        edges = _edges(budget)
+        self.bins = edges[:-1].astype(np.float64), edges[1:] - 1.0
+        self.n_bins = int(np.searchsorted(edges[:-1], seats, side="right"))
+        self.n_low = edges[1 : self.n_bins]
+        self.least_linear = np.minimum.reduceat(self.linear, edges[:-1])
+        self.least_decode, self.least_pass = (np.minimum.reduceat(x, self.n_low) for x in (self.decode, self.pass_decode))
 
     def _steps(self, t: StepTimes) -> tuple[Floats64, Floats64, float]:
-        linear = np.array(t.linear[: self.budget + 1], np.float64) / PS
-        decode = np.array(t.decode[: self.seats + 1], np.float64) / PS
-        return linear, decode, min(t.decode_slope[1 : self.seats + 1]) / PS
+        linear = np.array(t.linear, np.float64)[: self.budget + 1] / PS
+        decode = np.array(t.decode, np.float64)[: self.seats + 1] / PS
+        return linear, decode, float(np.array(t.decode_slope, np.float64)[1 : self.seats + 1].min()) / PS
 
     def token_s(self, cached: Floats64) -> Floats64:
         """Least time of one decoded token after ``cached``."""
@@ -160,32 +167,46 @@ class _Costs:
 
     def shared_s(self, prompt_tokens: float, decoded: float, batch: float, within: Within) -> float:
         """Least time of the parts a step's tokens share (weights, head, host): see the module's docstring."""
-        t = np.arange(1, self.budget + 1)
-        dearest = float(np.min((self.linear[1:] + self.decode[0]) / t))
-        n = np.arange(1, self.seats + 1, dtype=np.float64)
-        step = self.pass_floor[1 : self.seats + 1] + self.pass_decode[1:] + self.pass_slope * within.kv_tokens * n
+        n_low: Floats64 = self.bins[0][1 : self.n_bins]
+        n_high: Floats64 = np.minimum(self.bins[1][1 : self.n_bins], float(self.seats))
+        dearest = float(np.min((self.linear[1:] + self.decode[0]) / np.arange(1, self.budget + 1)))
+        step = self.pass_floor[self.n_low] + self.least_pass + self.pass_slope * within.kv_tokens * n_low
         best = 0.0
         for p in PRICES * dearest if prompt_tokens else (0.0,):
             if not decoded:
                 best = max(best, p * prompt_tokens)
                 continue
-            rest = np.minimum.accumulate((self.linear - p * np.arange(self.budget + 1))[::-1])[::-1]
-            fixed = rest[1 : self.seats + 1] + p * n + self.decode[1:]
+            rest = np.minimum.accumulate((self.least_linear - p * self.bins[1])[::-1])[::-1]
+            fixed = rest[1 : self.n_bins] + p * n_low + self.least_decode
             m = CREDITS[:, None] * fixed.min()
-            d = ((fixed - m) / n).min(axis=1)
+            d = ((fixed - m) / n_high).min(axis=1)
             freely = float(np.max(d * decoded + m[:, 0] * decoded / batch)) + self.slope * within.cached
-            best = max(best, p * prompt_tokens + max(freely, within.kept * self.in_time_s(fixed, step, n, within) * decoded))
+            in_time = within.kept * self.in_time_s(fixed, step, (n_low, n_high), within) * decoded
+            best = max(best, p * prompt_tokens + max(freely, in_time))
         return best
 
-    def in_time_s(self, fixed: Floats64, step: Floats64, n: Floats64, within: Within) -> float:
+    def in_time_s(self, fixed: Floats64, step: Floats64, n: tuple[Floats64, Floats64], within: Within) -> float:
         """Least GPU time of a token that keeps the promise: ``max_λ min_n (cost(n)/n + λ·(step(n) − promise))``; 0 without a promise.
 
         Their steps' times, weighted by their tokens, average to the promise or less; ``λ`` prices that.
         """
         if not np.isfinite(within.tpot_s):
             return 0.0
-        most = max(int(np.searchsorted(np.maximum.accumulate(step), within.tpot_s)), 1)
+        most = n[1][max(int(np.searchsorted(np.maximum.accumulate(step), within.tpot_s)), 1) - 1]
         lam = np.concatenate([[0.0], np.logspace(-3, 2, 16) / most])[:, None]
         lows = np.minimum.accumulate(step[::-1])[::-1]
-        costs = np.minimum.accumulate((fixed + self.slope * within.kv_tokens * n)[::-1])[::-1]
-        return max(0.0, float((costs / n + lam * (lows - within.tpot_s)).min(axis=1).max()))
+        costs = np.minimum.accumulate((fixed + self.slope * within.kv_tokens * n[0])[::-1])[::-1]
+        return max(0.0, float((costs / n[1] + lam * (lows - within.tpot_s)).min(axis=1).max()))
+
+
+@lru_cache(maxsize=64)
+def _edges(budget: int) -> Ints64:
+    """Where bins of token counts 0 to ``budget`` begin, and where the last ends: single counts up to FINE, then a FINE-th of the count.
+
+    A bound takes the least price and the most tokens of a bin, and so is at most a FINE-th lower than over every count.
+    """
+    edges = [0]
+    while edges[-1] <= budget:
+        edges.append(edges[-1] + max(edges[-1] // FINE, 1))
+    edges[-1] = budget + 1
+    return np.array(edges, np.int64)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..costmodels.serving_memory import serve_memory
+from ..costmodels.serving_memory import ServeMemory, serve_memory
 from ..costmodels.serving_ops import ServeSystem
 from ..costmodels.speculation_time import gamma_table, memory_with_draft
 from ..scenarios.deployment import Deployment
@@ -137,10 +137,10 @@ def _priced(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, bu
     Seats are more than the engine's default where the KV pool holds more.
     """
     plan = dataclasses.replace(plan, token_budget=budget, max_num_seqs=space.SEATS * plan.dp)
-    priced = replica_model(ask.model, plan, system, load.work)
-    if priced.limits.blocks * priced.limits.block_tokens >= 1.5 * plan.max_num_seqs * float((load.prompt + load.steps).mean()):
+    memory = _memory(ask, system, plan, system.engine.block_tokens)
+    if memory.kv_blocks * system.engine.block_tokens >= 1.5 * plan.max_num_seqs * float((load.prompt + load.steps).mean()):
         plan = dataclasses.replace(plan, max_num_seqs=space.MANY_SEATS * plan.dp)
-        priced = replica_model(ask.model, plan, system, load.work)
+    priced = replica_model(ask.model, plan, system, load.work)
     guess = plan.speculation
     if guess and priced.verify and guess.controller == "fixed" and not guess.gamma_by_batch:
         table = gamma_table(priced.verify, guess, priced.limits.max_seqs, float((load.prompt + load.steps / 2).mean()))
@@ -152,13 +152,17 @@ def _kind(ask: ServeAsk, system: ServeSystem, load: Load, plan: EnginePlan, pric
     """One budget of a priced layout: its own memory and limits over the same tables; or the promise it cannot keep."""
     plan = dataclasses.replace(plan, max_num_seqs=min(plan.max_num_seqs, plan.token_budget, priced.limits.max_seqs))
     block = priced.limits.block_tokens
-    memory = serve_memory(ask.model, plan, system.engine, system.accelerator, plan.token_budget, plan.max_num_seqs, block)
-    memory = memory_with_draft(memory, plan, block)
+    memory = _memory(ask, system, plan, block)
     plan = dataclasses.replace(plan, max_num_seqs=memory.max_seqs)
     limits = dataclasses.replace(priced.limits, budget=plan.token_budget, max_seqs=plan.max_num_seqs, blocks=memory.kv_blocks)
     model = dataclasses.replace(priced, memory=memory, limits=limits)
     bounds = serve_bounds(load, plan, model, ask.slo)
     return bounds.why or Kind(plan=plan, model=model, bounds=bounds)
+
+
+def _memory(ask: ServeAsk, system: ServeSystem, plan: EnginePlan, block: int) -> ServeMemory:
+    memory = serve_memory(ask.model, plan, system.engine, system.accelerator, plan.token_budget, plan.max_num_seqs, block)
+    return memory_with_draft(memory, plan, block)
 
 
 def _decoder(ask: ServeAsk, load: Load, kind: Kind) -> Kind:

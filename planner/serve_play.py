@@ -17,7 +17,7 @@ from ..sim.serving_metrics import attained, saturation
 from .serve_ask import ServeAsk
 from .serve_bound import ATTAIN_FRAC
 from .serve_kinds import Candidate
-from .serve_sketch import sketch
+from .serve_sketch import is_pipeline, quick, sketch
 
 RATE_STEP = 1.01
 """Rates are tried on a grid of powers of this, so that equal questions find equal rates."""
@@ -29,10 +29,13 @@ MIN_REQUESTS, MAX_REQUESTS = 300, 6000
 LIFETIMES, LOADED = 5.0, 6.0
 FILLS = 3.0
 """A queue only grows once seats or KV are full: a run that fills them three times shows it."""
-"""Requests of a run: this many times those under way, taken as staying six times as long as on an idle replica."""
+"""Requests of a run: this many times those under way, which stay six times as long as on an idle replica, or what promises allow."""
 FIRST_JUMP, LIKELY_FRAC = 4, 0.8
 """First step of the search in rate (in powers of RATE_STEP), and where in a bound it starts without a hint."""
-CONFIRM_STEPS = 64
+CONFIRM_STEPS = 100
+CHUNK_EFFORT, PREEMPTION_EFFORT = 0.25, 3
+MAX_PASSES = 300_000
+"""A second or so of the full simulator."""
 MAX_CHUNKS = 4000
 """Prompt chunks of one run: long prompts are played with fewer requests."""
 
@@ -101,34 +104,55 @@ class Player:
         return Played(
             candidate=candidate, goodput_per_s=best.rate_per_s if best else 0.0, upper_per_s=upper if best is None else best.rate_per_s,
             seen=best, limit=worst.failed if worst else "capacity", memory=candidate.serve.model.memory,
-            confirmed=candidate.prefill is None,
+            confirmed=not quick(candidate, self.ask.context_tokens),
         )  # fmt: skip
 
-    def confirmed(self, played: Played, copies: int) -> Played:
-        """A group's goodput in the full simulator: that of the quick play, or the next lower rate that is carried there, if any."""
-        candidate, level, down = played.candidate, _level(played.goodput_per_s), 0
-        limit = played.limit
-        while down < CONFIRM_STEPS:
+    def confirmed(self, played: Played, copies: int, at_least: float = 0.0, fall: int = 0) -> Played:
+        """A quick play's goodput in the full simulator: the highest rate at or under it that is carried there, if ``at_least`` is.
+
+        The first rate tried is ``fall`` steps down; steps away from it double until one is carried and one is not, then bisection.
+        Pipelines whose passes would take too long to play are taken at their quick play's word.
+        """
+        candidate, level = played.candidate, _level(played.goodput_per_s)
+        if self._passes(candidate, played.goodput_per_s) > MAX_PASSES:
+            return replace(played, confirmed=True)
+        most = min(level - math.ceil(_level_exact(at_least)), CONFIRM_STEPS) if at_least else CONFIRM_STEPS
+        fails, carries, down, jump, limit, best = -1, most + 1, min(fall, most), 1, played.limit, None
+        while fails < down < carries:
             seen = self.seen(candidate, copies, RATE_STEP ** (level - down), full=True)
-            if not seen.failed:
-                return replace(played, goodput_per_s=seen.rate_per_s, upper_per_s=seen.rate_per_s, seen=seen, limit=limit, confirmed=True)
-            limit, down = seen.failed, 2 * down + 1
-        return replace(played, goodput_per_s=0.0, seen=None, limit=limit, confirmed=True)
+            if seen.failed:
+                limit, fails = seen.failed, down
+            else:
+                best, carries = seen, down
+            if best and (fails >= 0 or carries - jump <= 0):
+                down = (fails + carries) // 2
+            else:
+                down = down - jump if best else min(down + jump, most)
+                jump *= 2
+        if best is None:
+            upper = min(played.upper_per_s, RATE_STEP ** (level - max(fails, 0)))
+            return replace(played, goodput_per_s=0.0, upper_per_s=upper, seen=None, limit=limit, confirmed=True)
+        return replace(played, goodput_per_s=best.rate_per_s, upper_per_s=best.rate_per_s, seen=best, limit=limit, confirmed=True)
 
     def seen(self, candidate: Candidate, copies: int, rate_per_s: float, *, full: bool = False) -> Seen:
         """One run at this rate; ``copies`` such candidates share the trace, each taking every so many-th request.
 
-        Groups of prefill and decode replicas are sketched unless it is to be ``full``.
+        Groups of prefill and decode replicas and pipelines are sketched unless it is to be ``full``. A sketched pipeline that cuts
+        prompts promises no time to first token: its chunks would follow one another through the stages.
         """
         ask = self.ask
         shape = ask.requests(self.n_requests(candidate, rate_per_s), copies)
         work = ask.at_rate(shape, rate_per_s)
-        self.spent += len(work) * _effort(candidate)
         self.n_runs += 1
-        if candidate.prefill and not full:
-            return judge(ask, sketch(candidate, work, self.system), rate_per_s)
+        if not full and quick(candidate, ask.context_tokens):
+            cut = is_pipeline(candidate.serve) and candidate.prefill is None
+            free = replace(ask, slo=replace(ask.slo, ttft_s=math.inf)) if cut else ask
+            result = sketch(candidate, work, self.system)
+            self.spent += _effort(candidate, result)
+            return judge(free, result, rate_per_s)
         deployment, cluster = candidate.deployment(), self._cluster(candidate)
         result = simulate_deployment(ask.model, cluster, deployment, work, engine=self.system.engine, kinds=candidate.kinds)
+        self.spent += _effort(candidate, result) + (result.n_steps if is_stepped(candidate) else 0)
         return judge(ask, result, rate_per_s)
 
     def closed(self, candidate: Candidate, copies: int, clients: int) -> Seen:
@@ -159,25 +183,42 @@ class Player:
         return cluster
 
     def _held(self, candidate: Candidate, rate_per_s: float) -> float:
-        """Requests that can be under way at once: by seats, by KV room, and by the promises that those who stay longer break."""
+        """Requests that can be under way at once: by seats, by KV room, and by the promises."""
         ask, model = self.ask, candidate.serve.model
         room = model.limits.blocks * model.limits.block_tokens / (ask.prompt_tokens + ask.output_tokens)
-        stay_s = min(ask.slo.ttft_s + ask.output_tokens * ask.slo.tpot_s, ask.slo.e2e_s)
-        return min(candidate.n_decode * min(model.limits.max_seqs, room), rate_per_s * stay_s)
+        return min(candidate.n_decode * min(model.limits.max_seqs, room), rate_per_s * self._stay_s())
+
+    def _stay_s(self) -> float:
+        """Those who stay longer break the promises."""
+        slo = self.ask.slo
+        return min(slo.ttft_s + self.ask.output_tokens * slo.tpot_s, slo.e2e_s)
+
+    def _passes(self, candidate: Candidate, rate_per_s: float) -> float:
+        """Micro-batches that a full run at this rate would pass through the stages, about."""
+        lasts_s = self.n_requests(candidate, rate_per_s) / rate_per_s + candidate.e2e_s
+        deep = [(k, n) for k, n in ((candidate.prefill, candidate.n_prefill), (candidate.serve, candidate.n_decode)) if is_pipeline(k)]
+        return sum(n * k.plan.pp * lasts_s / k.bounds.tpot_s for k, n in deep if k is not None and k.bounds.tpot_s)
 
     def n_requests(self, candidate: Candidate, rate_per_s: float) -> int:
         """A few times as many as are under way at this rate, so that the system is full; fewer where prompts take many steps."""
-        wanted = max(LIFETIMES * rate_per_s * LOADED * candidate.e2e_s, FILLS * self._held(candidate, rate_per_s))
+        wanted = max(LIFETIMES * rate_per_s * min(LOADED * candidate.e2e_s, self._stay_s()), FILLS * self._held(candidate, rate_per_s))
         chunks = self.ask.prompt_tokens / (candidate.prefill or candidate.serve).plan.token_budget
         most = min(MAX_REQUESTS, max(40, int(MAX_CHUNKS / max(chunks, 1))))
         return int(min(max(wanted, MIN_REQUESTS), most))
 
 
-def _effort(candidate: Candidate) -> int:
-    """What a request of this candidate takes to simulate, in requests of a plain replica."""
-    first = (candidate.prefill or candidate.serve).plan
-    slow = candidate.serve.plan.speculation or candidate.serve.plan.pp > 1 or first.pp > 1  # every step is played
-    return (2 if candidate.prefill else 1) * (4 if slow else 1) * (2 if first.prefix_cache else 1)
+def _effort(candidate: Candidate, result: ServeResult) -> int:
+    """What a run took, in requests of one short prompt on a plain replica (10 us or so); steps played one by one are not in it."""
+    first, work = (candidate.prefill or candidate.serve).plan, result.work
+    chunks = float(work.prompt_tokens.mean()) / first.token_budget
+    each = (2 if candidate.prefill else 1) * (2 if first.prefix_cache else 1) * (1 + CHUNK_EFFORT * chunks)
+    return round(len(work) * each) + PREEMPTION_EFFORT * result.n_preempted
+
+
+def is_stepped(candidate: Candidate) -> bool:
+    """Whether the full simulator plays every step of some replica."""
+    plans = [kind.plan for kind in (candidate.prefill, candidate.serve) if kind is not None]
+    return any(plan.speculation is not None or plan.pp > 1 for plan in plans)
 
 
 def judge(ask: ServeAsk, result: ServeResult, rate_per_s: float, *, settled: bool = False) -> Seen:
@@ -220,3 +261,8 @@ def _level_exact(rate_per_s: float) -> float:
 def _level(rate_per_s: float) -> int:
     """The highest grid rate not above this one."""
     return math.floor(math.log(rate_per_s) / math.log(RATE_STEP) + 1e-9)
+
+
+def steps_between(low_per_s: float, high_per_s: float) -> int:
+    """Steps of the grid from one rate up to another."""
+    return _level(high_per_s) - _level(low_per_s)

@@ -9,11 +9,11 @@ from ..scenarios.units import show_number
 from .serve_ask import ServeAsk
 from .serve_fleet import Fleet, Part, fewest_gpus, most_carried
 from .serve_kinds import Candidate
-from .serve_play import Played, Player
+from .serve_play import Played, Player, is_stepped, steps_between
 from .serve_space import describe
 
-MAX_SPENT = 400_000
-"""Simulated requests of one search (those of prefill/decode groups count twice): a few seconds."""
+MAX_SPENT = 600_000
+"""Effort of one search, in simulated requests of about 10 us."""
 FIRST_GUESS = 0.8
 """What a candidate is thought to carry of its bound before any of its family was played; moves the order of play only."""
 MAX_CUTS = 40
@@ -34,6 +34,7 @@ class Race:
         self.played: dict[int, Played] = {}
         self.best: dict[Family, float] = {}
         self._share: dict[Family, float] = {}
+        self._falls: dict[tuple[str, bool], int] = {}
         self._mix: tuple[list[Played], tuple[int, ...]] | None = None
         self._families = [family(c) for c in found]
 
@@ -59,9 +60,7 @@ class Race:
             turn = [i for i in open_ if self._families[i][0] == KINDS[len(self.played) % 2]] or open_
             i = max(turn, key=self._guess)
             waiting.discard(i)
-            worst = ranked[self.top - 1] if len(ranked) >= self.top else 0.0
-            beat = max(worst, self._known(i), SHOWN_FRAC * (ranked[0] if ranked else 0.0))
-            self._play(i, beat / self.worth(self.found[i], 1.0))
+            self._play(i, self._to_beat(i) / self.worth(self.found[i], 1.0))
         self.confirm()
         self.close()
 
@@ -70,16 +69,25 @@ class Race:
         fell = False
         while shaky := [i for i in self._shown() if not self.played[i].confirmed]:
             for i in shaky:
-                quick = self.played[i]
-                self._note(i, self.player.confirmed(quick, self.copies(self.found[i])))
-                fell = fell or self.played[i].goodput_per_s < quick.goodput_per_s
+                quick, kind = self.played[i], (self._families[i][0], is_stepped(self.found[i]))
+                of_several = len(inside := self._mixed()) > 1 and i in inside
+                beat = 0.0 if of_several else self._to_beat(i, confirmed=True) / self.worth(self.found[i], 1.0)
+                full = self.player.confirmed(quick, self.copies(self.found[i]), beat, self._falls.get(kind, 0))
+                self._note(i, full)
+                if full.goodput_per_s < quick.goodput_per_s:
+                    fell = True
+                    self._falls[kind] = steps_between(full.goodput_per_s, quick.goodput_per_s) if full.goodput_per_s else 0
         return fell
 
     def _shown(self) -> list[int]:
+        wanted = {id(p) for p in self.exact()[: self.top]}
+        return [i for i, p in self.played.items() if id(p) in wanted or i in self._mixed()]
+
+    def _mixed(self) -> list[int]:
+        """Candidates of the best fleet."""
         mix = self.mix()
-        inside = [p for p, n in zip(*mix, strict=True) if n] if mix else []
-        wanted = {id(p) for p in [*self.exact()[: self.top], *inside]}
-        return [i for i, p in self.played.items() if id(p) in wanted]
+        inside = {id(p) for p, n in zip(*mix, strict=True) if n} if mix else set()
+        return [i for i, p in self.played.items() if id(p) in inside]
 
     def close(self) -> None:
         """Narrow what is unproved: play what the best conceivable fleet is made of, until it is no better than the best one found."""
@@ -118,6 +126,18 @@ class Race:
         name = self._families[i]
         share = self._share.get(name, self._share.get(name[:1], FIRST_GUESS))
         return share * self.worth(self.found[i], self.found[i].bound_per_s)
+
+    def _to_beat(self, i: int, *, confirmed: bool = False) -> float:
+        """What a candidate must be worth to be shown: more than its family's best and the last of ``top``, of those played (in full)."""
+        best: dict[Family, float] = self.best
+        if confirmed:
+            best = {}
+            for j, p in self.played.items():
+                if p.confirmed and p.goodput_per_s:
+                    best[self._families[j]] = max(best.get(self._families[j], 0.0), self._of(p))
+        ranked = sorted(best.values(), reverse=True)
+        worst = ranked[self.top - 1] if len(ranked) >= self.top else 0.0
+        return max(worst, best.get(self._families[i], 0.0), SHOWN_FRAC * (ranked[0] if ranked else 0.0))
 
     def _play(self, i: int, at_least: float) -> None:
         candidate = self.found[i]

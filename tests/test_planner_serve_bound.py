@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roofplan.costmodels.serving_ops import serve_system
+from roofplan.planner import serve_bound
 from roofplan.planner.serve_bound import ATTAIN_FRAC, Load, serve_bounds
 from roofplan.scenarios.deployment import Deployment
 from roofplan.scenarios.serving import EnginePlan, ServeWorkload, serving_engine
@@ -76,6 +77,19 @@ def test_no_pipeline_beats_the_bound_of_its_slowest_stage(isl, osl, pp):
     assert 0.4 * bounds.mixed_per_s < 600 / result.end_s <= bounds.mixed_per_s
     assert result.first_s.mean() >= bounds.ttft_s
     assert result.finish_s.mean() >= bounds.e2e_s
+
+
+def test_bins_of_token_counts_cover_them_all_and_cost_little(monkeypatch):
+    question = ask(slo=Slo(tpot_s=0.02))
+    work = question.requests(100)
+    plan, kind = replica(question, work, token_budget=8192, max_num_seqs=1024)
+    binned = serve_bounds(Load(work), plan, kind, question.slo)
+    monkeypatch.setattr(serve_bound, "FINE", 1_000_000)
+    serve_bound._edges.cache_clear()
+    every = serve_bounds(Load(work), plan, kind, question.slo)
+    serve_bound._edges.cache_clear()
+    for name in ("mixed_per_s", "prefill_per_s", "decode_per_s"):
+        assert 1 <= getattr(binned, name) / getattr(every, name) < 1.005
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
