@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,9 +40,9 @@ class VerifyTimes:
     """
 
     times: StepTimes
-    layers: list[list[int]]
-    fixed: list[list[int]]
-    per_kv: list[list[int]]
+    layers: list[Sequence[int]]
+    fixed: list[Sequence[int]]
+    per_kv: list[Sequence[int]]
     width: int
 
     def step_ps(self, n_decodes: int, draft_tokens: int, kv_sum: int, chunks: list[tuple[int, int]]) -> int:
@@ -94,7 +96,7 @@ def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach:
         pass_fixed = np.rint(spec.draft_frac * (_graphed(model, plan, system, reach, times, wide) + np.array(times.decode)))
         pass_kv = np.rint(spec.draft_frac * np.array(times.decode_slope))
     layers = [_ints(_graphed(model, plan, system, reach, times, 1))]
-    fixed, per_kv = [list(times.decode)], [list(times.decode_slope)]
+    fixed, per_kv = [times.decode], [times.decode_slope]
     base = _check_s(model, plan, system, reach, 1)
     least_fixed, least_slope = np.zeros(len(seqs)), np.zeros(len(seqs))
     for gamma in range(1, most_draft_tokens(spec) + 1):
@@ -203,6 +205,5 @@ def gamma_table(verify: VerifyTimes, speculation: Speculation, max_seqs: int, kv
     return tuple(rows)
 
 
-def _ints(values: NDArray[np.float64]) -> list[int]:
-    out: list[int] = np.rint(values).astype(np.int64).tolist()
-    return out
+def _ints(values: NDArray[np.float64]) -> Sequence[int]:
+    return array("q", np.rint(values).astype(np.int64).tobytes())
