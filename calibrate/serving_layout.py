@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .serving_formats import Unusable
@@ -30,12 +31,34 @@ def node_layout(row: Mapping[str, Any], moe: bool) -> tuple[int, int, int]:
     return tp, dp, ep
 
 
-def dp_attention(run: Run) -> bool:
-    """Whether a run whose columns read as tensor parallelism with expert parallelism had one attention rank a GPU instead.
+def as_launched(run: Run) -> Run:
+    """The run with the layout that its script or the search space of its day gave it, where its table's columns do not hold that.
 
-    vLLM's 4-bit MiniMax on two Blackwell GPUs: the table's columns are the same for both, the search space of the day says which ran.
-    Source: InferenceX ``.github/configs/nvidia-master.yaml``, minimaxm2.5-fp4-b200-vllm and -b300-vllm, 2026-04-08 to 2026-04-22.
+    Source: InferenceX, ``benchmarks/dsr1_*_trt_slurm.sh`` at e06929c70 (2025-11-01; from 17d5e204f on the columns say it), and
+    ``.github/configs/nvidia-master.yaml``, minimaxm2.5-fp4-b200-vllm and -b300-vllm, 2026-04-08 to 2026-04-22.
     """
+    if run.engine.startswith("trtllm") and run.model.startswith("deepseek") and run.date < "2025-11-03":
+        split, ranks = _scripted(run)
+        return replace(run, tp=1, dp=run.tp, ep=run.tp) if ranks else replace(run, ep=run.tp if split else 1)
+    if _ranks_of_the_day(run):
+        return replace(run, tp=1, dp=run.tp * run.dp)
+    return run
+
+
+def _scripted(run: Run) -> tuple[bool, bool]:
+    """Whether TensorRT-LLM's script of 2025 for DeepSeek split experts whole over the GPUs, and whether each GPU had its own attention."""
+    clients, load = run.concurrency, (run.isl, run.osl)
+    if not run.four_bit:
+        most = {(1024, 1024): 32 if run.blackwell else 64, (8192, 1024): 64 if run.blackwell else 32}.get(load, 64)
+        return True, clients > most
+    if load == (8192, 1024):
+        return clients > 32, clients > 32
+    alone = 32 if run.tp == 4 else {(1024, 1024): 8}.get(load, 16)
+    return clients > alone, clients >= 256
+
+
+def _ranks_of_the_day(run: Run) -> bool:
+    """Whether vLLM's 4-bit MiniMax on two Blackwell GPUs had attention ranks: its columns are the same with and without."""
     if (run.engine, run.model, run.tp, run.dp, run.ep) != ("vllm", "minimax-m2", 2, 1, 2) or not (run.four_bit and run.blackwell):
         return False
     least = {(1024, False): 512, (1024, True): 256, (8192, True): 512 if run.gpu == "b300" else 1 << 30}

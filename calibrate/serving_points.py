@@ -14,7 +14,7 @@ from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from . import argonne
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
 from .serving_formats import SHIPPED, Unusable, cache_format, dtype_named, formats
-from .serving_layout import dp_attention, node_layout
+from .serving_layout import as_launched, node_layout
 from .serving_names import FRAMEWORKS, count, engine_profile, model_name, release_of
 from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, crowded, inferencex, speculated, stated, trtllm_bench
 from .tables import read_frame
@@ -195,13 +195,13 @@ def _launched(
         family = engine.partition("-")[0]
         four = "nvfp4" in (dtype, experts)
         asked = {"tp": tp, "dp": dp, "ep": ep, "isl": isl, "osl": osl, "concurrency": clients}
-        run = Run(engine=family, model=model, gpu=gpu, four_bit=four, weights=dtype, date=date, **asked)
+        run = as_launched(Run(engine=family, model=model, gpu=gpu, four_bit=four, weights=dtype, date=date, **asked))
         if why := speculated(run, str(version)):
             raise Unusable(f"speculative decoding with an unpublished acceptance rate ({why})")
         if why := crowded(run):
             raise Unusable(why)
         recipe = inferencex(run)
-        tp, dp = (1, tp * dp) if dp_attention(run) else (tp, dp)
+        tp, dp, ep = run.tp, run.dp, run.ep
         engine = engine_profile(framework, version, asynchronous=recipe.asynchronous)
     profile = serving_engine(engine)
     plan = EnginePlan(

@@ -25,8 +25,7 @@ class Recipe:
 
     A server that polls looks for new requests every ``poll_steps`` decode steps (SGLang's scheduler-recv-interval). One that waits holds
     new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
-    batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (its attention_dp_config:
-    enable_balance lets no attention rank begin a prompt before each has one). ``expert_parallel``: experts are split whole over the GPUs
+    batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (see ``_balanced``). ``expert_parallel``: experts are split whole over the GPUs
     unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how many are queued
     at once where there are no clients. Lengths lie evenly between two parts of the nominal one. ``expert_kernel`` and
     ``few_token_products``: see ``ServingEngine``. ``plain_text``: prompts are words, which tokenise at no cost that shows, not random
@@ -196,8 +195,11 @@ TRTLLM_TIMEOUT_STEPS = 50
 
 
 def _balanced(run: Run, steps: int) -> dict[str, object]:
-    """Every script with attention data parallelism turns enable_balance on."""
-    return {"wait_steps": steps, "wait_prompts": run.dp} if run.dp > 1 else {}
+    """Every script with attention data parallelism turns enable_balance on: no rank begins a prompt before each has one.
+
+    The next prompt goes to the rank that has just ended a request, which may be any: all of ``n`` have one after ``n·(1 + 1/2 + … + 1/n)``.
+    """
+    return {"wait_steps": steps, "wait_prompts": round(run.dp * sum(1 / i for i in range(1, run.dp + 1)))} if run.dp > 1 else {}
 
 
 TUNED_BLACKWELL = {"kv_dtype": "fp8", "largest_graph": 2048}

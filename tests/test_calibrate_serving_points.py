@@ -116,6 +116,27 @@ def test_attention_ranks_are_told_by_the_search_space_of_the_day(columns, layout
     assert (point.plan.tp, point.plan.dp, point.plan.ep) == layout
 
 
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        ({"concurrency": 16}, (8, 1, 8)),
+        ({"concurrency": 8}, (8, 1, 1)),
+        ({"concurrency": 256}, (1, 8, 8)),
+        ({"concurrency": 64, "tp_size": 4, "moe_tp_size": 4, "isl": 8192}, (1, 4, 4)),
+        ({"concurrency": 4, "gpu": "h200_sxm", "precision": "fp8", "gemm_quant_mode": "fp8", "moe_quant_mode": "fp8"}, (8, 1, 8)),
+        (
+            {"concurrency": 64, "isl": 8192, "gpu": "h200_sxm", "precision": "fp8", "gemm_quant_mode": "fp8", "moe_quant_mode": "fp8"},
+            (1, 8, 8),
+        ),
+        ({"concurrency": 16, "measured_date": "2025-11-10"}, (8, 1, 1)),
+    ],
+)
+def test_layouts_that_a_script_chose_by_its_load(columns, layout, tmp_path):
+    """The columns of TensorRT-LLM's DeepSeek runs up to 2 November 2025 say tensor parallelism alone."""
+    (point,), _ = aic_points(tmp_path, {"framework_version": None, "measured_date": "2025-11-02"} | columns)
+    assert (point.plan.tp, point.plan.dp, point.plan.ep) == layout
+
+
 def test_words_tokenise_at_no_cost(tmp_path):
     """Runs of the AIConfigurator team have no day; their prompts are words."""
     own, public = aic_points(tmp_path, QWEN | {"model": "Qwen/Qwen3-32B", "measured_date": None}, QWEN)[0]
