@@ -23,13 +23,13 @@ NOMINAL = ((1024, 1024), (1024, 8192), (8192, 1024))
 class Recipe:
     """What a launch script sets over the engine's defaults; 0 and '' mean: as the engine ships.
 
-    A server that polls looks for new requests every ``poll_steps`` decode steps (SGLang's scheduler-recv-interval). One that waits holds
-    new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps (TensorRT-LLM's
-    batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (see ``_balanced``). ``expert_parallel``: experts are split whole over the GPUs
-    unasked. ``policy`` replaces the engine's own, ``waves`` is how many requests each client sends, ``n_requests`` how many are queued
-    at once where there are no clients. Lengths lie evenly between two parts of the nominal one. ``expert_kernel`` and
-    ``few_token_products``: see ``ServingEngine``. ``plain_text``: prompts are words, which tokenise at no cost that shows, not random
-    tokens written out.
+    A server that polls looks for new requests every ``poll_steps`` decode steps (SGLang's scheduler-recv-interval). One that waits
+    holds new prompts until they and the decodes fill ``wait_fill_frac`` of the token budget, at most ``wait_steps`` steps
+    (TensorRT-LLM's batch_wait_timeout_iters and batch_wait_max_tokens_ratio), or until ``wait_prompts`` of them have come (see
+    ``_balanced``). ``expert_parallel``: experts are split whole over the GPUs unasked. ``policy`` replaces the engine's own, ``waves``
+    is how many requests each client sends, ``n_requests`` how many are queued at once where there are no clients. Lengths lie evenly
+    between two parts of the nominal one. ``expert_kernel`` and ``few_token_products``: see ``ServingEngine``. ``plain_text``: prompts
+    are words, which tokenise at no cost that shows, not random tokens written out.
     """
 
     policy: str = ""
