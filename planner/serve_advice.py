@@ -14,8 +14,9 @@ from ..scenarios.serving import serving_engine
 from ..scenarios.units import show_number
 from ..sim.serving_metrics import Slo
 from .serve_ask import ServeAsk
+from .serve_judge import Seen
 from .serve_kinds import Candidate, Rejected, candidates, kinds_of
-from .serve_play import Player, Seen
+from .serve_play import Player
 from .serve_search import ServeDecision, plan_serving
 
 TRIED = 6

@@ -120,13 +120,13 @@ class ServeAsk:
             return ServeWorkload(arrival_s=np.zeros(n), prompt_tokens=self.prompt_tokens * ones, output_tokens=self.output_tokens * ones)
         return pick(self.trace, np.arange(len(self.trace))[::every][:n])
 
-    def at_rate(self, work: ServeWorkload, rate_per_s: float) -> ServeWorkload:
-        """The same requests at this mean rate: Poisson, or the trace's own gaps drawn out or pressed together (``keep_arrivals``).
+    def at_rate(self, work: ServeWorkload, rate_per_s: float, draw: int = 0) -> ServeWorkload:
+        """The same requests at this mean rate: a draw of a Poisson process, or the trace's own gaps, longer or shorter (``keep_arrivals``).
 
         Requests that come at once have no gaps: they come as Poisson.
         """
         if not self.keep_arrivals or work.arrival_s[-1] <= work.arrival_s[0]:
-            return dataclasses.replace(work, arrival_s=poisson(len(work), rate_per_s))
+            return dataclasses.replace(work, arrival_s=poisson(len(work), rate_per_s, draw))
         at: Floats64 = work.arrival_s - work.arrival_s[0]
         return dataclasses.replace(work, arrival_s=at * (own_rate_per_s(work) / rate_per_s))
 

@@ -13,9 +13,8 @@ from ..scenarios.clients import Clients
 from ..scenarios.hardware import Cluster
 from ..sim.deployment import simulate_deployment
 from ..sim.serve_result import ServeResult
-from ..sim.serving_metrics import attained, saturation
 from .serve_ask import ServeAsk
-from .serve_bound import ATTAIN_FRAC
+from .serve_judge import WARM_FRAC, Seen, judge
 from .serve_kinds import Candidate
 from .serve_sketch import is_pipeline, quick, sketch
 
@@ -23,8 +22,6 @@ RATE_STEP = 1.01
 """Rates are tried on a grid of powers of this, so that equal questions find equal rates."""
 LOWEST_FRAC = 0.01
 """A candidate that carries less than this part of its bound keeps no promise worth having."""
-WARM_FRAC = 0.25
-"""The first requests fill an empty system and are not judged."""
 MIN_REQUESTS, MAX_REQUESTS = 300, 6000
 LIFETIMES, LOADED = 5.0, 6.0
 FILLS = 3.0
@@ -33,6 +30,10 @@ FILLS = 3.0
 FIRST_JUMP, LIKELY_FRAC = 4, 0.8
 """First step of the search in rate (in powers of RATE_STEP), and where in a bound it starts without a hint."""
 CONFIRM_STEPS = 100
+DRAWS, MOST_FALL = 4, 32
+"""Draws of arrivals that a plan's rate is held against, and steps of rate that they may differ."""
+ENDED_FRAC = 0.985
+"""Where no promise binds, fewer requests that end for each that arrives, on average over the draws, mean that too many arrive."""
 CHUNK_EFFORT, PREEMPTION_EFFORT = 0.25, 3
 MAX_PASSES = 300_000
 """A second or so of the full simulator."""
@@ -41,25 +42,11 @@ MAX_CHUNKS = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What the requests of one run saw: means and 95th percentiles in seconds, and the promise that failed, or ''."""
-
-    rate_per_s: float
-    ttft_s: float
-    tpot_s: float
-    e2e_s: float
-    ttft_p95_s: float
-    tpot_p95_s: float
-    n_preempted: int
-    cache_hit_frac: float
-    failed: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
     """A candidate's goodput (0: less than it was asked for) with what was seen at it; ``limit`` is the promise that fails one step above.
 
-    ``upper_per_s`` is the lowest rate it was seen to fail, else its bound; ``confirmed`` by the full simulator.
+    ``upper_per_s`` is the lowest rate it was seen to fail, else its bound; ``confirmed`` by the full simulator. ``quick_per_s`` is what
+    the quick play found before. Once settled, ``drawn_per_s`` holds what is carried under each draw of arrivals, the first's first.
     """
 
     candidate: Candidate
@@ -69,6 +56,8 @@ class Played:
     limit: str
     memory: ServeMemory
     confirmed: bool = False
+    quick_per_s: float = 0.0
+    drawn_per_s: tuple[float, ...] = ()
 
 
 class Player:
@@ -114,8 +103,9 @@ class Player:
         Pipelines whose passes would take too long to play are taken at their quick play's word.
         """
         candidate, level = played.candidate, _level(played.goodput_per_s)
+        played = replace(played, confirmed=True, quick_per_s=played.goodput_per_s)
         if self._passes(candidate, played.goodput_per_s) > MAX_PASSES:
-            return replace(played, confirmed=True)
+            return played
         most = min(level - math.ceil(_level_exact(at_least)), CONFIRM_STEPS) if at_least else CONFIRM_STEPS
         fails, carries, down, jump, limit, best = -1, most + 1, min(fall, most), 1, played.limit, None
         while fails < down < carries:
@@ -131,18 +121,50 @@ class Player:
                 jump *= 2
         if best is None:
             upper = min(played.upper_per_s, RATE_STEP ** (level - max(fails, 0)))
-            return replace(played, goodput_per_s=0.0, upper_per_s=upper, seen=None, limit=limit, confirmed=True)
-        return replace(played, goodput_per_s=best.rate_per_s, upper_per_s=best.rate_per_s, seen=best, limit=limit, confirmed=True)
+            return replace(played, goodput_per_s=0.0, upper_per_s=upper, seen=None, limit=limit)
+        return replace(played, goodput_per_s=best.rate_per_s, upper_per_s=best.rate_per_s, seen=best, limit=limit)
 
-    def seen(self, candidate: Candidate, copies: int, rate_per_s: float, *, full: bool = False) -> Seen:
+    def settled(self, played: Played, copies: int) -> Played:
+        """The rate that most of DRAWS draws of arrivals carry: all but one of them.
+
+        What only the quick play sees is tried as many steps higher as the full simulator was lower. Without a promise that binds, what
+        arrives beyond what ends is taken off: the mean of ``finished_frac`` over the other draws, whose runs are then twice as long.
+        """
+        candidate, level, seen = played.candidate, _level(played.goodput_per_s), played.seen
+        if seen is None or self.ask.keep_arrivals:
+            return played
+        above = steps_between(played.goodput_per_s, played.quick_per_s) if played.quick_per_s else 0
+        edges, ended, longer = [level], [], 2 if played.limit == "capacity" else 1
+        for draw in range(1, DRAWS):
+            down, jump, fails, best = 0, 1, -1, None
+            carries = MOST_FALL
+            while fails < down < carries:
+                run = self.seen(candidate, copies, RATE_STEP ** (level + above - down), draw=draw, longer=longer)
+                if run.failed:
+                    fails, down = down, (min(down + jump, MOST_FALL - 1) if best is None else (down + carries) // 2)
+                    jump *= 2
+                else:
+                    best, carries, down = run, down, (fails + down) // 2
+            edges.append(level - carries)
+            ended += [best.finished_frac] if best else []
+        most = sorted(edges)[1] if len(edges) > 1 else level
+        if longer > 1 and ended and (mean := sum(ended) / len(ended)) < ENDED_FRAC:
+            most = min(most, level + math.floor(math.log(mean) / math.log(RATE_STEP)))
+        drawn = tuple(RATE_STEP**edge for edge in edges)
+        if most == level:
+            return replace(played, drawn_per_s=drawn)
+        seen = self.seen(candidate, copies, RATE_STEP**most, full=self._passes(candidate, played.goodput_per_s) <= MAX_PASSES)
+        return replace(played, goodput_per_s=RATE_STEP**most, seen=replace(seen, failed=""), drawn_per_s=drawn)
+
+    def seen(self, candidate: Candidate, copies: int, rate_per_s: float, *, full: bool = False, draw: int = 0, longer: int = 1) -> Seen:
         """One run at this rate; ``copies`` such candidates share the trace, each taking every so many-th request.
 
         Groups of prefill and decode replicas and pipelines are sketched unless it is to be ``full``. A sketched pipeline that cuts
         prompts promises no time to first token: its chunks would follow one another through the stages.
         """
         ask = self.ask
-        shape = ask.requests(self.n_requests(candidate, rate_per_s), copies)
-        work = ask.at_rate(shape, rate_per_s)
+        shape = ask.requests(longer * self.n_requests(candidate, rate_per_s), copies)
+        work = ask.at_rate(shape, rate_per_s, draw)
         self.n_runs += 1
         if not full and quick(candidate, ask.context_tokens):
             cut = is_pipeline(candidate.serve) and candidate.prefill is None
@@ -219,39 +241,6 @@ def is_stepped(candidate: Candidate) -> bool:
     """Whether the full simulator plays every step of some replica."""
     plans = [kind.plan for kind in (candidate.prefill, candidate.serve) if kind is not None]
     return any(plan.speculation is not None or plan.pp > 1 for plan in plans)
-
-
-def judge(ask: ServeAsk, result: ServeResult, rate_per_s: float, *, settled: bool = False) -> Seen:
-    """The requests after the warm-up, and which promise most of them broke when under ATTAIN_FRAC keep all.
-
-    A closed loop is ``settled``: it cannot be overloaded.
-    """
-    slo, work = ask.slo, result.work
-    skip = int(WARM_FRAC * len(work))
-    stuck = (result.finish_s == result.first_s) & (work.output_tokens > 1)  # prefilled, but never taken over by a decode replica
-    result = replace(result, finish_s=np.where(stuck, np.nan, result.finish_s))
-    served = np.isfinite(result.finish_s)
-    ttft = (result.first_s - work.arrival_s)[skip:]
-    steps = (work.output_tokens - 1)[skip:]
-    e2e = (result.finish_s - work.arrival_s)[skip:]
-    tpot = (e2e - ttft) / np.maximum(steps, 1)
-    failed = ""
-    if attained(result, slo)[skip:].mean() < ATTAIN_FRAC:
-        broken = {"ttft": np.mean(~(ttft <= slo.ttft_s)), "tpot": np.mean(~(tpot <= slo.tpot_s)), "e2e": np.mean(~(e2e <= slo.e2e_s))}
-        failed = max(broken, key=lambda name: broken[name])
-    elif not settled and saturation(result)["saturated"]:
-        failed = "capacity"
-    kept = served[skip:]
-    if not kept.any():
-        return Seen(rate_per_s=rate_per_s, ttft_s=math.inf, tpot_s=math.inf, e2e_s=math.inf, ttft_p95_s=math.inf, tpot_p95_s=math.inf,
-                    n_preempted=result.n_preempted, cache_hit_frac=0.0, failed=failed or "memory")  # fmt: skip
-    many = kept & (steps > 0)
-    decoded = tpot[many] if many.any() else np.zeros(1)
-    return Seen(
-        rate_per_s=rate_per_s, ttft_s=float(ttft[kept].mean()), tpot_s=float(decoded.mean()), e2e_s=float(e2e[kept].mean()),
-        ttft_p95_s=float(np.quantile(ttft[kept], ATTAIN_FRAC)), tpot_p95_s=float(np.quantile(decoded, ATTAIN_FRAC)),
-        n_preempted=result.n_preempted, cache_hit_frac=result.cache_hit_frac, failed=failed,
-    )  # fmt: skip
 
 
 def _level_exact(rate_per_s: float) -> float:

@@ -79,6 +79,12 @@ class Race:
                     self._falls[kind] = steps_between(full.goodput_per_s, quick.goodput_per_s) if full.goodput_per_s else 0
         return fell
 
+    def settle(self) -> None:
+        """Hold what would be shown against other draws of arrivals, and lower its rate to what most of them carry."""
+        for i in self._shown():
+            self.played[i] = self.player.settled(self.played[i], self.copies(self.found[i]))
+        self._mix = None
+
     def _shown(self) -> list[int]:
         wanted = {id(p) for p in self.exact()[: self.top]}
         return [i for i, p in self.played.items() if id(p) in wanted or i in self._mixed()]

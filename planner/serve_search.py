@@ -13,8 +13,9 @@ from ..scenarios.deployment import Deployment
 from ..scenarios.serving import EnginePlan, serving_engine
 from ..scenarios.units import show_number
 from .serve_ask import ServeAsk
+from .serve_judge import Seen
 from .serve_kinds import Rejected, candidates, kinds_of
-from .serve_play import Played, Player, Seen
+from .serve_play import DRAWS, Played, Player
 from .serve_race import Race
 from .serve_steady import Steady
 
@@ -74,6 +75,18 @@ class ServeChoice:
         return self.seen.tpot_s
 
     @property
+    def first_draw_per_s(self) -> float:
+        """What it carries under the arrivals of the search."""
+        return math.fsum(p.copies * (p.played.drawn_per_s or (p.played.goodput_per_s,))[0] for p in self.parts)
+
+    @property
+    def drawn_per_s(self) -> tuple[float, ...]:
+        """What it carries under each draw of arrivals; none where only one was played."""
+        if not all(p.played.drawn_per_s for p in self.parts):
+            return ()
+        return tuple(math.fsum(p.copies * p.played.drawn_per_s[i] for p in self.parts) for i in range(DRAWS))
+
+    @property
     def limit(self) -> str:
         """The promise that fails first when the load grows, or ``capacity``."""
         return self.parts[0].played.limit
@@ -117,10 +130,12 @@ def plan_serving(ask: ServeAsk, top: int = 5, calibration: Calibration | None = 
     player = Player(ask, system)
     race = Steady(ask, player, found, top) if ask.objective == "latency" or ask.concurrency else Race(ask, player, found, top)
     race.run()
-    choices = steady_ranked(ask, race, top) if isinstance(race, Steady) else ranked(ask, race, player, top)
     bound, gap = race.proved()
+    if isinstance(race, Race):
+        race.settle()
+    choices = steady_ranked(ask, race, top) if isinstance(race, Steady) else ranked(ask, race, player, top)
     if choices and ask.objective == "throughput" and isinstance(race, Race):
-        gap = max(bound / choices[0].goodput_per_s - 1, 0.0)
+        gap = max(bound / choices[0].first_draw_per_s - 1, 0.0)
     for reason, cases in race.dropped().items():
         rejected.add(reason, cases[0], len(cases))
     if isinstance(race, Race) and (mix := _unshown_mix(race, choices)):

@@ -78,6 +78,10 @@ def why(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice]) -> list
         return []
     winner = kept[0]
     head = f"rank 1 is limited by {_limit(ask, decision, winner)}"
+    if drawn := winner.drawn_per_s:
+        n = sum(rate >= winner.goodput_per_s * (1 - 1e-9) for rate in drawn)
+        head += f"; {n} of {len(drawn)} draws of arrivals keep its rate"
+        head += f", all keep {show_number(min(drawn), 4)} requests/s" if n < len(drawn) else ""
     return [head] + [why_lost(ask, decision, winner, other, rank) for rank, other in enumerate(kept[1:], 2)]
 
 
