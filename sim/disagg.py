@@ -19,12 +19,13 @@ from .router import STATELESS, Router
 
 @dataclass(slots=True)
 class _Move:
-    """The KV of one request on its way: from and to which replicas, bytes of it not sent yet, pieces on the links."""
+    """The KV of one request on its way: from and to which replicas, bytes of it not sent yet, pieces on the links, latency behind them."""
 
     sender: int
     receiver: int
     n_bytes: float
     pieces: int = 0
+    latency_ps: int = 0
 
 
 class Disaggregated:
@@ -61,7 +62,8 @@ class Disaggregated:
             raise BadInput(f"disaggregation needs prefill and decode replicas; got {n_prefill} and {len(fleet.replicas) - n_prefill}")
         if not 0 <= overlap_frac < 1:
             raise BadInput(f"overlap_frac={overlap_frac} must be from 0 to below 1")
-        self.fleet, self.n_prefill, self.router, self.placement = fleet, n_prefill, router, placement
+        self.fleet, self.n_prefill, self.router = fleet, n_prefill, router
+        self.placement, self.links = placement, placement.links
         self.kv_bytes_per_token, self.state_bytes, self.overlap_frac = kv_bytes_per_token, state_bytes, overlap_frac
         self.decode_answers, self.decode_first, self.poll_steps = decode_answers, decode_first, poll_steps
         self.needs_state = decode_first or router.name not in STATELESS
@@ -211,14 +213,15 @@ class Disaggregated:
 
     def _send(self, q: int, move: _Move, n_bytes: float) -> None:
         """Put part of a request's KV on the links; transfer ids are 2q and 2q + 1."""
-        path, ceiling, _ = self.placement.route(move.sender, move.receiver)
+        path, ceiling, latency_s = self.placement.route(move.sender, move.receiver)
         move.n_bytes -= n_bytes
-        self.placement.links.start(2 * q + (move.n_bytes > 0), n_bytes, path, self.fleet.now / PS, ceiling)
+        move.latency_ps = round(latency_s * PS)
+        self.links.start(2 * q + (move.n_bytes > 0), n_bytes, path, self.fleet.now / PS, ceiling)
         move.pieces += 1
         self._watch_links()
 
     def _watch_links(self) -> None:
-        end_s, transfer = self.placement.links.next_end()
+        end_s, transfer = self.links.next_end()
         if transfer >= 0:
             at = max(round(end_s * PS), self.fleet.now)
             if at < self._wake_at:
@@ -229,7 +232,7 @@ class Disaggregated:
         if at != self._wake_at:
             return  # the links were looked at since
         self._wake_at = NEVER
-        links = self.placement.links
+        links = self.links
         end_s, transfer = links.next_end()
         while transfer >= 0:
             ends = round(end_s * PS)
@@ -247,13 +250,14 @@ class Disaggregated:
     def _moved(self, q: int) -> None:
         """All of a request's KV has left: its prefill replica lets go, and it decodes once the last byte is there."""
         move = self.moves.pop(q)
-        self.fleet.let_go(move.sender, q)
-        arrives = self.fleet.now + round(self.placement.route(move.sender, move.receiver)[2] * PS)
-        hand_over(self.fleet.requests, q, self.answers[q], arrives)
+        fleet, receiver = self.fleet, move.receiver
+        fleet.let_go(move.sender, q)
+        arrives = fleet.now + move.latency_ps
+        hand_over(fleet.requests, q, self.answers[q], arrives)
         if self.decode_answers:
-            self.fleet.requests.first[q] = -1
-        self.fleet.replicas[move.receiver].take_over(q, arrives)
-        self.fleet.wake(move.receiver)
+            fleet.requests.first[q] = -1
+        fleet.replicas[receiver].take_over(q, arrives)
+        fleet.wake(receiver)
 
 
 def next_poll(replica: Replica, at: int, poll_steps: int) -> int:

@@ -20,8 +20,9 @@ from .step_count import steps_before, steps_that_fit
 class Replica(ReplicaState):
     """One engine. ``submit`` requests in order of ``ready``, then ``run(until)``; results land in the shared ``Requests``.
 
-    Where ``seen`` is a list, ``run`` appends (request, its last step's time) of each that finishes, and returns after such a step unless
-    ``ahead``. Where ``hold`` is set, a request that ends with its prompt keeps its KV until ``let_go``.
+    Where ``seen`` is a list, ``run`` appends (request, its last step's time) of each that finishes, and returns after such a step; where
+    ``ahead`` is one it appends the start of every step, and plays on. Where ``hold`` is set, a request that ends with its prompt keeps its
+    KV until ``let_go``.
     """
 
     __slots__ = ()
@@ -36,7 +37,7 @@ class Replica(ReplicaState):
         now, k, n, kv, pad, free = self.now, self.k, self.n, self.kv, self.pad, self.free
         part, past, rem, opened, held = self.part, self.past, self.rem, self.open, self.held
         last_decode, n_steps, busy, n_done = self.last_decode, self.n_steps, self.busy_ps, 0
-        log, seen, pauses, keep = self.log, self.seen, not self.ahead, self.hold
+        log, seen, ahead, keep = self.log, self.seen, self.ahead, self.hold
         next_ready = ready[pending[p]] if p < len(pending) else NEVER
         next_end = heap[0] >> bits if heap else NEVER
         loads = store is not None and store.tiers is not None
@@ -196,6 +197,8 @@ class Replica(ReplicaState):
                 decoded = n * m if mixed or not tokens else 0
                 asked = tokens - decoding
                 log.add(now - dt, now, m, decoded + asked, asked, n, len(joins) + (part >= 0), kv, len(waiting), free)
+            if ahead is not None:
+                ahead.append(now - dt)
 
             # 4. token gaps
             if not n:
@@ -275,7 +278,7 @@ class Replica(ReplicaState):
                     if not mixed:
                         fresh.append(now)
                 joins.clear()
-            if seen and pauses:
+            if seen and ahead is None:
                 break
 
         self.now, self.k, self.n, self.kv, self.pad, self.free, self.next_pending = now, k, n, kv, pad, free, p

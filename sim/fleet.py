@@ -40,7 +40,7 @@ class Fleet:
         self._stalled = [False] * len(replicas)
         self._foresight: list[Foresight | None] = [None] * len(replicas)
         self._ordered: list[tuple[int, int]] = []
-        self._apart: list[tuple[int, int]] = []
+        self._apart: Sequence[int] = range(len(replicas))
         self._finished: Finished | None = None
         self._tell_stalled: Callable[[int], None] | None = None
 
@@ -53,11 +53,10 @@ class Fleet:
         for i in which:
             self._watched[i] = on
             self.replicas[i].seen = [] if on else None
-        turns = self._ordered + self._apart
-        self._ordered[:] = [turn for turn in turns if self._watched[turn[1]]]
-        self._apart[:] = [turn for turn in turns if not self._watched[turn[1]]]
+        turns, watched = enumerate(self._turn), self._watched
+        self._ordered[:] = [(turn, i) for i, turn in turns if watched[i] and turn < NEVER]
+        self._apart = [i for i, on in enumerate(watched) if not on]
         heapify(self._ordered)
-        heapify(self._apart)
 
     def foresee(self, which: Sequence[int]) -> None:
         """Play these watched replicas ahead where that is sure: they hold their prompts, and have been given all they will ever be."""
@@ -99,7 +98,7 @@ class Fleet:
         if i < 0:
             self._play_apart(self.now)
         elif self.replicas[i].now < self.now and self._turn[i] < NEVER:
-            self._play(self._turn[i], i, self.now)
+            self._play(i, self.now)
 
     def run(self) -> None:
         """Play until no event is left and every replica is idle."""
@@ -116,21 +115,24 @@ class Fleet:
         self._play_apart(NEVER)
 
     def _play_apart(self, at: int) -> None:
-        turns, play = self._apart, self._play
-        while turns and turns[0][0] < at:
-            start, i = heappop(turns)
-            play(start, i, at)
+        turn = self._turn
+        for i in self._apart:
+            while turn[i] < at:
+                self._play(i, at)
 
     def _play_first(self, at: int) -> None:
         """The watched replica whose step starts first, up to where another might act on it, or the next event."""
         turns = self._ordered
         start, i = turns[0]
+        if self._turn[i] != start:
+            heappop(turns)  # it was given an earlier one since
+            return
         foresight = self._foresight[i]
-        if foresight is not None and not self._stalled[i] and self._turn[i] == start and (foresight.told or foresight.look()):
+        if foresight is not None and not self._stalled[i] and (foresight.told or foresight.look()):
             self._tell(i, foresight)
             return
         heappop(turns)
-        self._play(start, i, min(at, max(turns[0][0], start + 1)) if turns else at)
+        self._play(i, min(at, max(turns[0][0], start + 1)) if turns else at)
         replica = self.replicas[i]
         if replica.seen:
             assert self._finished is not None
@@ -154,18 +156,17 @@ class Fleet:
             self._turn[i] = NEVER
             heappop(self._ordered)
 
-    def _play(self, start: int, i: int, until: int) -> None:
+    def _play(self, i: int, until: int) -> None:
         """Play a replica's turn and give it the next: when something may change next; none while it lacks room."""
-        if self._turn[i] != start:
-            return  # it was given an earlier one since
-        self._turn[i] = NEVER
         replica = self.replicas[i]
-        if self._stalled[i] and replica.now < start:
-            replica.now = start
+        if self._stalled[i] and replica.now < self._turn[i]:
+            replica.now = self._turn[i]
+        self._turn[i] = NEVER
         before, had = replica.now, replica.n_outstanding
         replica.run(until)
         left = replica.n_outstanding
-        self.load[i] += left - had
+        if left != had:
+            self.load[i] += left - had
         if not left:
             return
         moved = replica.now > before or replica.stirs() > replica.now
@@ -173,7 +174,8 @@ class Fleet:
             if moved:
                 self._stalled[i] = False
                 self._turn[i] = at = quiet_until(replica)
-                heappush(self._ordered if self._watched[i] else self._apart, (at, i))
+                if self._watched[i]:
+                    heappush(self._ordered, (at, i))
                 return
             if not self._stalled[i] and self._tell_stalled is not None:
                 self._tell_stalled(i)
@@ -187,7 +189,8 @@ class Fleet:
     def _queue(self, i: int, start: int) -> None:
         if start < self._turn[i]:
             self._turn[i] = start
-            heappush(self._ordered if self._watched[i] else self._apart, (start, i))
+            if self._watched[i]:
+                heappush(self._ordered, (start, i))
 
 
 def quiet_until(replica: Replica) -> int:

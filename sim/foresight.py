@@ -6,7 +6,6 @@ from collections import deque
 
 from .clock import NEVER
 from .engine import Replica
-from .step_log import StepLog
 
 Ended = tuple[int, int, int]
 """A request that ended with its prompt, when, and how long its last step took, in ps."""
@@ -32,10 +31,10 @@ class Foresight:
     def look(self) -> bool:
         """Play the replica ahead; False if that is not sure to go by itself for a step."""
         replica = self.replica
-        replica.ahead, replica.log = True, _Starts()
+        replica.ahead = []
         replica.run(self._horizon())
-        steps: dict[int, list[Ended]] = {start: [] for start in replica.log.starts}
-        replica.ahead, replica.log = False, None
+        steps: dict[int, list[Ended]] = {start: [] for start in replica.ahead}
+        replica.ahead = None
         if replica.seen:
             finish = replica.r.finish
             for request, step_ps in replica.seen:
@@ -58,14 +57,3 @@ class Foresight:
 
     def _blocks(self, request: int) -> int:
         return -(-self.replica.r.prompt[request] // self.replica.block)
-
-
-class _Starts(StepLog):
-    """Keeps when steps start, and nothing else of them."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-
-    def add(self, *row: int) -> None:
-        """As ``StepLog.add``."""
-        self.starts.append(row[0])

@@ -15,14 +15,14 @@ Path = tuple[tuple[int, float], ...]
 class _Lane:
     """Transfers of one path and ceiling, which always run at one rate: what each has sent since the lane was empty, at time ``since``.
 
-    ``on`` has for each of its links the lanes in use, with their shares. ``goals`` is a heap of (bytes sent at which one is done,
-    transfer); ``n`` counts those that run, ``version`` how often it was re-timed; ``alone`` has the rate of so many transfers while the
-    lane has its links to itself.
+    ``uses`` has (lanes on the link with their shares, link, own share) for each of its links. ``goals`` is a heap of (bytes sent at which
+    one is done, transfer); ``n`` counts those that run, ``version`` how often it was re-timed; ``alone`` has the rate of so many transfers
+    while the lane has its links to itself.
     """
 
     path: Path
     ceiling: float
-    on: tuple[dict[int, float], ...]
+    uses: tuple[tuple[dict[int, float], int, float], ...]
     sent: float = 0.0
     since: float = 0.0
     rate: float = 0.0
@@ -57,20 +57,18 @@ class FairLinks:
         """Begin to send ``n_bytes``; ``at`` (seconds) must not lie before the last event."""
         i = self._lane_of.setdefault((path, ceiling), len(self._lanes))
         if i == len(self._lanes):
-            self._lanes.append(_Lane(path, ceiling, tuple(self._on[link] for link, _ in path)))
+            self._lanes.append(_Lane(path, ceiling, tuple((self._on[link], link, share) for link, share in path)))
         lane, carried, alone = self._lanes[i], self.carried, True
         if lane.n:
             self._advance(lane, at)
         else:
             lane.sent, lane.since = 0.0, at
             lane.goals.clear()
-            for on, (_, share) in zip(lane.on, path, strict=True):
-                on[i] = share
-        for link, share in path:
-            carried[link] += n_bytes * share
-        for on in lane.on:
+        for on, link, share in lane.uses:
+            on[i] = share
             if len(on) > 1:
                 alone = False
+            carried[link] += n_bytes * share
         lane.n += 1
         heappush(lane.goals, (lane.sent + n_bytes, transfer))
         self._flows[transfer] = i
@@ -96,9 +94,11 @@ class FairLinks:
         lane.n -= 1
         lane.version += 1
         alone = True
-        for on in lane.on:
+        for on, _, _ in lane.uses:
             if len(on) > 1:
                 alone = False
+            if not lane.n:
+                del on[i]
         if lane.n:
             self._advance(lane, at)
             while lane.goals[0][1] not in self._flows:
@@ -108,8 +108,6 @@ class FairLinks:
                 return
         else:
             lane.rate = 0.0
-            for on in lane.on:
-                del on[i]
             if alone:
                 return
         self._share(lane.path, at, i)

@@ -82,7 +82,8 @@ class ReplicaState:
         self.landed: deque[int] = deque()
         self.log: StepLog | None = None
         self.seen: list[tuple[int, int]] | None = None
-        self.hold = self.ahead = False
+        self.ahead: list[int] | None = None
+        self.hold = False
         # what a run unpacks at once
         r, t = requests, times
         self.columns = r.prompt, r.output, r.cached, r.ready, r.first, r.finish, r.end, r.lost
