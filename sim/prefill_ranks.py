@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
-from ..costmodels.step_times import StepTimes
+from ..costmodels.serving_ops import by_all_to_all
+from ..costmodels.step_times import PS, StepTimes
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan
 from .clock import NEVER
@@ -37,11 +38,26 @@ class PrefillRanks(Replica):
     until its KV has left. All ranks step together: a step lasts as long as its busiest rank's own work and the experts' over all, and a
     rank without a prompt idles. The host forms a step when the one before it starts, so what comes later waits for the one after, unless
     nothing was there to form one.
+
+    The host launches a step before it looks at the results of the one before it. Where the GPU is the slower of the two that costs nothing.
+    A step no longer than its launches (``launch_ps``) keeps the host busy: the next is formed once it ends, and its own prompts' KV starts
+    to leave once the next is launched. Where the host waits for the GPU in every layer (``waits``: DeepEP's kernels for many tokens tell it
+    how many rows come) that is once the next has ended.
     Source: SGLang's disaggregated prefill scheduler: event_loop_overlap_disagg_prefill, load balance by ``bootstrap_room``, and
     a request slot and KV that are released once the transfer is done.
     """
 
-    def __init__(self, requests: Requests, times: StepTimes, policy: Policy, limits: Limits, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        times: StepTimes,
+        policy: Policy,
+        limits: Limits,
+        *,
+        seed: int = 0,
+        launch_ps: int = 0,
+        waits: bool = False,
+    ) -> None:
         super().__init__(requests, times, policy, limits)
         n = times.ranks
         draw = Random(seed)
@@ -52,6 +68,9 @@ class PrefillRanks(Replica):
         self.flight: Step | None = None
         self.formed: Step | None = None
         self.tried = False
+        self.launch, self.waits = launch_ps, waits
+        self.unseen: Step | None = None
+        self.seen_at = NEVER
 
     def submit(self, request: int) -> bool:
         """As ``ReplicaState.submit``; a rank's part of the pool must hold the prompt."""
@@ -66,7 +85,7 @@ class PrefillRanks(Replica):
         while not self.seen:
             news = ready[pending[self.next_pending]] if self.next_pending < len(pending) else NEVER
             flight = self.flight
-            at = max(min(flight.end if flight else NEVER, news), self.now)
+            at = max(min(flight.end if flight else NEVER, news, self.seen_at), self.now)
             if flight is None and not self.tried and any(self.queues):
                 at = self.now
             if at >= until:
@@ -77,15 +96,27 @@ class PrefillRanks(Replica):
                 self.queues[self.rank_of[q]].append(q)
                 self.next_pending, self.tried = self.next_pending + 1, False
                 news = ready[pending[self.next_pending]] if self.next_pending < len(pending) else NEVER
+            if self.unseen is not None and self.seen_at <= at:
+                self._land(self.unseen)
+                self.unseen, self.seen_at = None, NEVER
+            if flight is not None and flight.end > at:
+                continue
+            following = self.formed or self._form()
+            if flight is not None and following.pieces and self._busies_host(flight):
+                self._start(following)
+                self.unseen, self.seen_at = flight, following.end if self.waits else min(following.end, at + self.launch)
+                continue
             if flight is not None:
-                if flight.end > at:
-                    continue
                 self._land(flight)
-            self._start(self.formed or self._form())
+            self._start(following)
 
     def stirs(self) -> int:
-        """As ``ReplicaState.stirs``: when the step under way ends."""
-        return self.flight.end if self.flight is not None else self.now
+        """As ``ReplicaState.stirs``: when the step under way ends, or the host looks at the one before it."""
+        return min(self.flight.end, self.seen_at) if self.flight is not None else self.now
+
+    def _busies_host(self, step: Step) -> bool:
+        """Whether the host has no time beside the launches of a step."""
+        return self.waits or self.times.linear[sum(c for _, _, c, _ in step.pieces)] <= self.launch
 
     def let_go(self, request: int) -> None:
         """Free the seat and the KV of a request whose KV has left."""
@@ -96,7 +127,7 @@ class PrefillRanks(Replica):
         self.tried = False
 
     def _start(self, step: Step) -> None:
-        """Start a step and form the next; without a piece there is none until something comes or leaves."""
+        """Start a step and, if the host has time, form the next; without a piece there is none until something comes or leaves."""
         self.formed = None
         if not step.pieces:
             self.flight, self.tried = None, True
@@ -109,8 +140,9 @@ class PrefillRanks(Replica):
         if self.log is not None:
             tokens = sum(c for _, _, c, _ in step.pieces)
             self.log.add(self.now, step.end, 1, tokens, tokens, 0, len(step.pieces), 0, sum(map(len, self.queues)), self.free)
-        following = self._form()
-        self.formed = following if following.pieces else None
+        if not self._busies_host(step):
+            following = self._form()
+            self.formed = following if following.pieces else None
 
     def _form(self) -> Step:
         """What each rank takes next: the prompt it has begun, then those of its queue."""
@@ -151,7 +183,7 @@ class PrefillRanks(Replica):
         return t.linear[total] + t.decode[0] + uneven + max(attention)
 
     def _land(self, step: Step) -> None:
-        """A step ends: its prompts have their first token; those that end with it keep seat and KV until they are let go."""
+        """The host looks at a step: its prompts have their first token; those that end with it keep seat and KV until they are let go."""
         r = self.r
         for q in step.joins:
             if r.first[q] < 0:
@@ -160,7 +192,6 @@ class PrefillRanks(Replica):
             self.n_outstanding -= 1
             if self.seen is not None:
                 self.seen.append((q, step.end - step.start))
-        self.flight = None
 
 
 def prefill_ranks(kind: ReplicaModel, plan: EnginePlan, requests: Requests, n: int, seed: int) -> list[Replica]:
@@ -168,4 +199,7 @@ def prefill_ranks(kind: ReplicaModel, plan: EnginePlan, requests: Requests, n: i
     times = kind.times
     if not isinstance(times, StepTimes) or plan.speculation or plan.prefix_cache or kind.policy.layer_tokens:
         raise BadInput("decode_first plays prefill workers without stages, speculation, prefix caches and layered prefill; drop those")
-    return [PrefillRanks(requests, times, kind.policy, kind.limits, seed=seed + i) for i in range(n)]
+    launch_ps, waits = round(kind.launch_s * PS), by_all_to_all(plan)
+    return [
+        PrefillRanks(requests, times, kind.policy, kind.limits, seed=seed + i, launch_ps=launch_ps, waits=waits) for i in range(n)
+    ]

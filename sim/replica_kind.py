@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..costmodels.pipeline_times import PipelineTimes, pipeline_times
-from ..costmodels.serving import Reach, step_times
+from ..costmodels.serving import Reach, launched_kernels, step_times
 from ..costmodels.serving_memory import ServeMemory, serve_memory
 from ..costmodels.serving_ops import ServeSystem
 from ..costmodels.serving_split import SplitTimes, split_times
@@ -30,7 +30,8 @@ class ReplicaModel:
     """Everything needed to start replicas of one kind: tables, policy, limits, and what memory they hold.
 
     ``kv_bytes_per_token`` are those of one token on all GPUs of the replica together, each element counted once, ``state_bytes`` those
-    of one sequence's recurrent states; ``verify`` are the tables of a plan that speculates.
+    of one sequence's recurrent states; ``verify`` are the tables of a plan that speculates; ``launch_s`` is the host's time to launch a
+    step without a CUDA graph.
     """
 
     times: StepTimes | SplitTimes | PipelineTimes
@@ -42,6 +43,7 @@ class ReplicaModel:
     request_cpu_s: float
     kv_bytes_per_token: float
     state_bytes: float = 0.0
+    launch_s: float = 0.0
 
 
 def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work: ServeWorkload) -> ReplicaModel:
@@ -70,6 +72,7 @@ def replica_model(model: ModelSpec, plan: EnginePlan, system: ServeSystem, work:
         request_cpu_s=engine.request_cpu_s,
         kv_bytes_per_token=memory.kv_bytes_per_token * (1 if model.is_mla else plan.tp) * plan.pp * plan.cp,
         state_bytes=memory.state_bytes_per_seq * plan.tp * plan.pp,
+        launch_s=engine.launch_s * launched_kernels(model, engine.kernels_per_layer),
     )
 
 

@@ -36,11 +36,11 @@ def times(ranks: int) -> StepTimes:
     )  # fmt: skip
 
 
-def worker(work, ranks: int, rank_of: list[int], limits: Limits = LIMITS) -> PrefillRanks:
+def worker(work, ranks: int, rank_of: list[int], limits: Limits = LIMITS, **host) -> PrefillRanks:
     """A worker that was given all requests, on the ranks that the test wants."""
     requests = Requests(work)
     requests.output[:] = requests.output[:1] * 0 + type(requests.output)("q", [1] * len(work))
-    found = PrefillRanks(requests, times(ranks), POLICIES["sglang"], limits)
+    found = PrefillRanks(requests, times(ranks), POLICIES["sglang"], limits, **host)
     found.hold, found.rank_of = True, rank_of
     for q in range(len(work)):
         assert found.submit(q)
@@ -75,6 +75,40 @@ def test_a_step_is_formed_when_the_one_before_it_starts():
         found.r.ready[others] = 100
         found.run()
         assert found.r.finish[others] == start + step(10)
+
+
+@pytest.mark.parametrize(
+    ("host", "seen_later"), [({}, 0), ({"waits": True}, step(50)), ({"launch_ps": 7040}, step(50)), ({"launch_ps": 7039}, 0)]
+)
+def test_a_busy_host_looks_at_a_step_after_it_has_launched_the_next(host, seen_later):
+    """Steps of 64 and 50 tokens: results of the first come with it; with the second, where the host waits for that; or once it is launched.
+
+    The first takes 7,040 ps without attention: as long as launches of 7,040 ps, longer than those of 7,039.
+    """
+    found = worker(workload([(0, 64, 1, 0), (0, 50, 1, 0)]), 1, [0, 0], replace(LIMITS, budget=64), **host)
+    found.run()
+    assert found.r.finish[0] == step(64) + seen_later
+    assert found.r.finish[1] == step(64) + step(50)
+
+
+def test_launches_shorter_than_the_next_step_let_results_out_during_it():
+    found = worker(workload([(0, 10, 1, 0), (0, 64, 1, 0)]), 1, [0, 0], replace(LIMITS, budget=64), launch_ps=1100)
+    found.rank_budget = 10
+    found.run()
+    assert found.r.finish[0] == step(10) + 1100
+
+
+def test_a_busy_host_forms_a_step_when_the_one_before_it_ends():
+    """A request that comes during the first of two steps is in the second, where a host with time would have formed that already."""
+    small = replace(LIMITS, budget=128)
+    ends = []
+    for waits in (True, False):
+        found = worker(workload([(0, 100, 1, 0), (0, 100, 1, 0), (1, 10, 1, 0)]), 1, [0] * 3, small, waits=waits)
+        found.r.ready[2] = 100
+        found.run()
+        ends.append(found.r.finish[2])
+    alone = (SHARED + OWN) * 72 + 72 + 72 * 28 + 7  # the rest of the second prompt, 28 of whose tokens are cached
+    assert ends == [step(128) + alone + (SHARED + OWN) * 10 + 10, step(128) + alone + step(10)]
 
 
 @pytest.mark.parametrize("limits", [replace(LIMITS, max_seqs=1), replace(LIMITS, blocks=4)], ids=["seat", "pool"])
