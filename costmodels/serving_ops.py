@@ -16,6 +16,7 @@ from .arrays import Array
 from .collectives import Network
 from .expert_balance import most_loaded, uneven_s
 from .gemm_curve import weight_bytes
+from .older_products import older_factor
 from .roofline import Roofline
 
 
@@ -44,7 +45,7 @@ def gemm_s(system: ServeSystem, m: Array, n: float, k: float, dtype: str) -> Arr
 
     Engines that quantise inside the norm or activation before it save the pass that the measured 8- and 4-bit linears hold. Block-scaled
     products on kernels made for few tokens take at least ``2·m·n·k / (peak · FEW_TOKENS_FRAC)``. Engines whose library was not tuned
-    choose a slow kernel for some numbers of rows.
+    choose a slow kernel for some numbers of rows; those of 2024 had the library of their time.
     """
     roofline, few = system.roofline, system.engine.few_token_products and dtype == "fp8_block"
     rows = system.engine.slow_rows
@@ -54,6 +55,8 @@ def gemm_s(system: ServeSystem, m: Array, n: float, k: float, dtype: str) -> Arr
         price = roofline.gemm_s(m, n, k, dtype)
         if rows:
             price = np.where((rows[0] <= m) & (m <= rows[1]), system.engine.slow_rows_frac, 1.0) * price
+        if system.engine.older_products and weight_bytes(dtype) == 2:
+            price = np.maximum(price * older_factor(system.accelerator.arch, m), roofline.gemm_floor_s(m, n, k, dtype))
         if system.engine.fused_quantisation and weight_bytes(dtype) < 2:
             price = np.maximum(price - roofline.quantise_s(m, k, dtype), roofline.gemm_floor_s(m, n, k, dtype))
         slowest = system.accelerator.peak_flops_per_s(dtype) * FEW_TOKENS_FRAC
@@ -228,8 +231,6 @@ def norms_s(model: ModelSpec, plan: EnginePlan, system: ServeSystem, t: Array) -
 
 GATHER_RANKS = 8
 """Up to so many ranks engines gather tokens for the experts; over more, every rank would receive what few of its experts need."""
-
-
 GATHERED_BYTES = {"nvfp4": 0.5625}
 """Bytes of an element that ranks gather for experts of 4 bits, which quantise first; other formats travel in 16 bits.
 Source: TensorRT-LLM's fused MoE (post-quant allgather), vLLM's FlashInferAllGatherMoEPrepareAndFinalize."""
