@@ -17,7 +17,20 @@ from .command import FAILED, OK, run
 from .decide import Decision, decide
 from .engines import ENGINES
 
-SERVE_ONLY = ("isl", "osl", "trace", "rate", "concurrency", "ttft", "tpot", "engine", "speculation", "rope_scaling", "expert_skew")
+SERVE_ONLY = (
+    "isl",
+    "osl",
+    "trace",
+    "rate",
+    "concurrency",
+    "ttft",
+    "tpot",
+    "engine",
+    "speculation",
+    "rope_scaling",
+    "expert_skew",
+    "compare",
+)
 
 
 class Seq(click.ParamType):  # type: ignore[type-arg]
@@ -119,6 +132,7 @@ def scenario_flags(command: Any) -> Any:
 @click.option("--engine", help="Serving: engine profile: vllm, sglang, trtllm.  [default: vllm]")
 @click.option("--speculation", help="Serving: METHOD:GUESSES:ACCEPTANCE, like mtp:1:0.85, tried beside plain decoding.")
 @click.option("--expert-skew", type=float, help="Serving: Zipf exponent of how often experts are chosen.  [default: 0, even]")
+@click.option("--compare", help="Serving: hold the winner against what is not searched: semi-pd, afd, router, autoscale.")
 @click.option("--rope-scaling", help="Serving: stretch the model's positions for a longer context, like yarn:4.")
 def plan(scenario_file: str | None, json_to: str | None, out: str | None, **flags: Any) -> int:
     """Rank the ways to train or serve a model on a cluster, say why the best one wins, and write the files that run it."""

@@ -26,13 +26,14 @@ from .command import FAILED, OK
 from .serve_advice import nearest_changes
 from .serve_answer import as_json
 from .serve_ask import ServeAsk, own_rate_per_s, read_rope_scaling
+from .serve_compare import as_rows, compare, read_names
 from .serve_report import print_report
 from .serve_search import ServeDecision, plan_serving
 
 OWN_FLAGS = (
     "model", "gpu", "cluster", "gpus_per_node", "n_gpus", "task", "isl", "osl", "ttft", "tpot", "rate", "allow", "top", "trace",
     "concurrency", "objective", "out", "calibration", "price_usd_per_h", "host_ram_bytes", "rope_scaling", "speculation", "engine",
-    "expert_skew",
+    "expert_skew", "compare",
 )  # fmt: skip
 FLAG_NAMES = {
     "n_gpus": "gpus",
@@ -52,13 +53,14 @@ def plan_serve(flags: Mapping[str, Any], json_to: str | None) -> int:
     Exit code 1 when no fleet keeps the promises (at ``rate``, where it is given). Raises BadInput for what cannot be used.
     """
     started = time.perf_counter()
-    ask = read_ask(flags)
+    ask, names = read_ask(flags), read_names(flags.get("compare") or "")
     calibration = _calibration(flags)
     top = _between(flags, "top", 1, 100) or 5
     ask, decision = (ask, plan_serving(ask, top, calibration)) if flags.get("n_gpus") else _grown(ask, top, calibration)
     kept = [c for c in decision.choices if c.goodput_per_s >= ask.rate_per_s * (1 - 1e-9)]
     nearest = [] if kept else nearest_changes(ask, decision)
-    data = as_json(ask, decision, kept, nearest, time.perf_counter() - started)
+    compared = compare(ask, decision, names) if kept else []
+    data = as_json(ask, decision, kept, nearest, time.perf_counter() - started) | {"compared": as_rows(compared)}
     written = _write_out(ask, decision, data, flags["out"]) if flags.get("out") and kept else 0
     if json_to:
         write_json(data, json_to)

@@ -26,6 +26,8 @@ def print_report(data: dict[str, Any], console: Console) -> None:
     _print_plans(data, console)
     for line in data["why"]:
         _say(console, f"- {line}", "  ")
+    for row in data["compared"]:
+        _say(console, f"Compared: {row['sentence']}.", "  ")
     _say(console, f"Binding limit: {data['binding']['sentence']}.", "  ")
     if data["n_gpus_needed"]:
         _say(console, f"{show_number(asked['rate_per_s'], 4)} requests/s need at least {data['n_gpus_needed']:,} GPUs.", "  ")

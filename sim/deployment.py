@@ -155,6 +155,8 @@ def _kinds(
 ) -> dict[str, ReplicaModel]:
     """Each pool's kind of replica by the pool's name, in the order of ``_sizes``; equal plans are priced once."""
     plan, first = deployment.plan, deployment.prefill_plan
+    if deployment.prefill_sm_frac and given:
+        return {"prefill": given["prefill"], "decode": given["decode"]}
     if deployment.prefill_sm_frac:
         prefill, decode = split_kinds(model, plan, system, work, deployment.prefill_sm_frac)
         return {"prefill": prefill, "decode": decode}
