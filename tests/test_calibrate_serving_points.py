@@ -93,6 +93,7 @@ def test_checkpoints_are_in_the_formats_they_ship_in(tmp_path, model, gemm, moe,
     assert (found.plan.weight_dtype, found.plan.expert_dtype) == formats
 
 
+EVEN = {"tp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2}
 MINIMAX = {
     "framework": "vllm", "framework_version": "0.19.0", "model": "MiniMaxAI/MiniMax-M2.5", "tp_size": 2, "attention_dp_size": 2,
     "moe_tp_size": 1, "moe_ep_size": 4, "measured_date": "2026-04-22",
@@ -129,10 +130,15 @@ def test_attention_ranks_are_told_by_the_search_space_of_the_day(columns, layout
             (1, 8, 8),
         ),
         ({"concurrency": 16, "measured_date": "2025-11-10"}, (8, 1, 1)),
+        ({"model": "openai/gpt-oss-120b", "gpu": "h200_sxm"}, (8, 1, 8)),
+        ({"model": "openai/gpt-oss-120b"}, (8, 1, 1)),
+        ({"model": "openai/gpt-oss-120b", "concurrency": 256}, (1, 8, 8)),
+        (EVEN | {"measured_date": "2025-12-15"}, (2, 1, 2)),
+        (EVEN | {"measured_date": "2025-12-15", "isl": 4000}, (4, 1, 2)),
     ],
 )
 def test_layouts_that_a_script_chose_by_its_load(columns, layout, tmp_path):
-    """The columns of TensorRT-LLM's DeepSeek runs up to 2 November 2025 say tensor parallelism alone."""
+    """The columns of TensorRT-LLM's runs up to 2 November 2025 say tensor parallelism alone; later ones multiply tp by ep."""
     (point,), _ = aic_points(tmp_path, {"framework_version": None, "measured_date": "2025-11-02"} | columns)
     assert (point.plan.tp, point.plan.dp, point.plan.ep) == layout
 
