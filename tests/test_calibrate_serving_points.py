@@ -62,7 +62,7 @@ def test_runs_that_may_have_speculated_are_skipped(tmp_path):
         ({"tp_size": 1, "attention_dp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (1, 8, 8)),
         ({"tp_size": 4, "attention_dp_size": 4, "moe_tp_size": 1, "moe_ep_size": 16}, (4, 1, 4)),
         ({"tp_size": 8, "moe_tp_size": 1, "moe_ep_size": 8}, (8, 1, 8)),
-        ({"tp_size": 1, "attention_dp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2}, (1, 4, 2)),
+        ({"tp_size": 1, "attention_dp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2}, (1, 2, 2)),
     ],
 )
 def test_layouts_of_misstated_rows_are_recovered(tmp_path, columns, layout):
