@@ -60,10 +60,11 @@ class Candidate:
         return self.serve.bounds.e2e_s - self.serve.bounds.ttft_s + self.prefill.bounds.ttft_s
 
     def deployment(self, copies: int = 1) -> Deployment:
-        """So many of this replica or group as one deployment."""
+        """So many of this replica or group as one deployment; SGLang sets room aside on the decode side before a prompt is computed."""
+        first = self.prefill.plan if self.prefill else None
         return Deployment(
-            plan=self.serve.plan, n_replicas=copies * self.n_decode, prefill=self.prefill.plan if self.prefill else None,
-            n_prefill=copies * self.n_prefill,
+            plan=self.serve.plan, n_replicas=copies * self.n_decode, prefill=first, n_prefill=copies * self.n_prefill,
+            decode_first=first is not None and first.engine == "sglang" and _plain(first),
         )  # fmt: skip
 
     def describe(self) -> str:
@@ -71,6 +72,11 @@ class Candidate:
         if self.prefill is None:
             return space.describe(self.serve.plan)
         return f"{self.n_prefill}P ({space.describe(self.prefill.plan)}) + {self.n_decode}D ({space.describe(self.serve.plan)})"
+
+
+def _plain(plan: EnginePlan) -> bool:
+    """Whether the simulator can keep the attention ranks of a prefill replica apart."""
+    return plan.pp == 1 and plan.speculation is None and not plan.prefix_cache
 
 
 class Rejected:

@@ -200,6 +200,4 @@ def prefill_ranks(kind: ReplicaModel, plan: EnginePlan, requests: Requests, n: i
     if not isinstance(times, StepTimes) or plan.speculation or plan.prefix_cache or kind.policy.layer_tokens:
         raise BadInput("decode_first plays prefill workers without stages, speculation, prefix caches and layered prefill; drop those")
     launch_ps, waits = round(kind.launch_s * PS), by_all_to_all(plan)
-    return [
-        PrefillRanks(requests, times, kind.policy, kind.limits, seed=seed + i, launch_ps=launch_ps, waits=waits) for i in range(n)
-    ]
+    return [PrefillRanks(requests, times, kind.policy, kind.limits, seed=seed + i, launch_ps=launch_ps, waits=waits) for i in range(n)]

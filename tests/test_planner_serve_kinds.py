@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from roofplan.costmodels.serving_memory import serve_memory
 from roofplan.costmodels.serving_ops import serve_system
 from roofplan.planner.serve_kinds import Rejected, candidates, group_sizes, kinds_of
@@ -96,3 +97,12 @@ def test_guesses_leave_room_for_fewer_states():
     assert all(guessing <= plain for guessing, plain in both)
     assert any(guessing < plain / 2 for guessing, plain in both)
     assert all(k.plan.speculation.gamma_by_batch[-1][0] <= k.plan.max_num_seqs for k in kinds.mixed if k.plan.speculation)
+
+
+@pytest.mark.parametrize(("engine", "first"), [("vllm", False), ("sglang", True), ("trtllm", False)])
+def test_sglang_sets_room_aside_on_the_decode_side_first(engine, first):
+    question = ask(n_gpus=2, engine=engine)
+    system = serve_system(question.cluster, serving_engine(engine))
+    found = candidates(question, kinds_of(question, system, Rejected()))
+    assert {c.deployment().decode_first for c in found if c.prefill is not None} == {first}
+    assert not any(c.deployment().decode_first for c in found if c.prefill is None)
