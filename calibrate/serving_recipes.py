@@ -176,7 +176,7 @@ def _deepseek_sglang(run: Run) -> dict[str, object]:
     both = {"kv_dtype": "fp8", "poll_steps": poll}
     if run.four_bit:
         return both | {"token_budget": 16384, "max_num_seqs": 256}
-    both |= {"few_token_products": True}
+    both |= {"few_token_products": True}  # SGL_ENABLE_JIT_DEEPGEMM=false, SGLANG_ENABLE_FLASHINFER_GEMM=true
     if run.tp == 4:
         return both | {"token_budget": 8192, "max_num_seqs": 32, "memory_utilization_frac": 0.95, "poll_steps": 10}
     return both | {"token_budget": 32768, "max_num_seqs": 128, "memory_utilization_frac": 0.82}
