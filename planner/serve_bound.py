@@ -105,7 +105,7 @@ def serve_bounds(load: Load, plan: EnginePlan, kind: ReplicaModel, slo: Slo) -> 
     within = Within(tpot_s=slo.tpot_s * tokens_a_step, kv_tokens=float(prompt.min()), cached=cached, kept=ATTAIN_FRAC)
     area = float(np.mean(prompt**2 - (prompt - u) ** 2)) / 2
     last = np.maximum(steps - 1, 0) / tokens_a_step
-    later = replace(within, cached=float(np.mean(last * prompt)))
+    later = replace(within, cached=float(np.mean(last * (prompt + np.maximum(steps - 1, 0) / 2))))
     mixed = max(c.shared_s(float(u.mean()), a, batch, within) + c.attention * area for c in costs)
     alone = max(c.shared_s(float(u.mean()), 0.0, batch, within) + c.attention * area for c in costs)
     decode = max(c.shared_s(0.0, float(last.mean()), batch, later) for c in costs)

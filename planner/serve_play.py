@@ -13,6 +13,7 @@ from ..scenarios.clients import Clients
 from ..scenarios.hardware import Cluster
 from ..sim.deployment import simulate_deployment
 from ..sim.serve_result import ServeResult
+from ..sim.serving_metrics import saturation
 from .serve_ask import ServeAsk
 from .serve_judge import WARM_FRAC, Seen, judge
 from .serve_kinds import Candidate
@@ -30,6 +31,9 @@ FILLS = 3.0
 FIRST_JUMP, LIKELY_FRAC = 4, 0.8
 """First step of the search in rate (in powers of RATE_STEP), and where in a bound it starts without a hint."""
 CONFIRM_STEPS = 100
+MOST_LONGER = 4
+"""A run in which requests stay so long that it holds under LIFETIMES of their stays is played again, up to so many times as long; so is
+one of under twice that in which fewer ended than came, though first tokens did not come ever later: it may only fill."""
 DRAWS, MOST_FALL = 4, 32
 """Draws of arrivals that a plan's rate is held against, and steps of rate that they may differ."""
 ENDED_FRAC = 0.985
@@ -166,16 +170,23 @@ class Player:
         shape = ask.requests(longer * self.n_requests(candidate, rate_per_s), copies)
         work = ask.at_rate(shape, rate_per_s, draw)
         self.n_runs += 1
-        if not full and quick(candidate, ask.context_tokens):
+        sketched = not full and quick(candidate, ask.context_tokens)
+        if sketched:
             cut = is_pipeline(candidate.serve) and candidate.prefill is None
             free = replace(ask, slo=replace(ask.slo, ttft_s=math.inf)) if cut else ask
             result = sketch(candidate, work, self.system)
-            self.spent += _effort(candidate, result)
-            return judge(free, result, rate_per_s)
-        deployment, cluster = candidate.deployment(), self._cluster(candidate)
-        result = simulate_deployment(ask.model, cluster, deployment, work, engine=self.system.engine, kinds=candidate.kinds)
-        self.spent += _effort(candidate, result) + (result.n_steps if is_stepped(candidate) else 0)
-        return judge(ask, result, rate_per_s)
+            seen = judge(free, result, rate_per_s)
+        else:
+            deployment, cluster = candidate.deployment(), self._cluster(candidate)
+            result = simulate_deployment(ask.model, cluster, deployment, work, engine=self.system.engine, kinds=candidate.kinds)
+            seen = judge(ask, result, rate_per_s)
+        self.spent += _effort(candidate, result) + (result.n_steps if not sketched and is_stepped(candidate) else 0)
+        stays = LIFETIMES * (2 if seen.failed else 1)
+        short = stays * seen.e2e_s * rate_per_s > len(work) and len(work) < MAX_REQUESTS
+        queues = seen.failed == "capacity" and saturation(result)["saturated"]
+        if short and longer < MOST_LONGER and seen.failed in ("", "capacity") and not queues:
+            return self.seen(candidate, copies, rate_per_s, full=full, draw=draw, longer=2 * longer)
+        return seen
 
     def closed(self, candidate: Candidate, copies: int, clients: int) -> Seen:
         """One run with so many clients to each copy, each with a request under way; the rate is what they draw, start and end left out."""

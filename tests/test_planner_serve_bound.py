@@ -134,6 +134,26 @@ def test_prefill_and_decode_apart_carry_no_more_than_their_bounds():
 
 
 @pytest.mark.parametrize(
+    ("isl", "osl", "blocks"), [(100, 4000, 0), (100, 4000, 2000), (2000, 300, 0), (8000, 30, 4000), (1, 2, 0), (30, 1000, 500)]
+)
+def test_no_decode_pool_beats_its_bound(isl, osl, blocks):
+    """All prompts at once on three prefill replicas, one replica that decodes; each answer token reads the prompt and those before it."""
+    question = ask(n_gpus=4, prompt_tokens=isl, output_tokens=osl, slo=Slo())
+    rng = np.random.default_rng(osl)
+    work = ServeWorkload(
+        arrival_s=np.zeros(400), prompt_tokens=rng.integers(1, 2 * isl + 1, 400), output_tokens=rng.integers(1, 2 * osl + 1, 400),
+    )  # fmt: skip
+    plan, kind = replica(question, work, token_budget=8192, kv_blocks=blocks)
+    bounds = serve_bounds(Load(work), plan, kind, Slo())
+    deployment = Deployment(plan=plan, prefill=plan, n_prefill=3)
+    result = simulate_deployment(question.model, question.cluster, deployment, work, kinds={"prefill": kind, "decode": kind})
+    if bounds.why:
+        assert bounds.why.startswith("memory")
+        return
+    assert np.isfinite(result.finish_s).sum() / result.end_s <= bounds.decode_per_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
     ("slo", "blocks", "why"),
     [(Slo(ttft_s=0.001), 0, "ttft: the prompt alone takes"), (Slo(tpot_s=1e-4), 0, "tpot: one token takes"),
      (Slo(), 10, "memory: 2,200 tokens are more than the 160 of the KV pool")],
