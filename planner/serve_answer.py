@@ -43,6 +43,7 @@ def as_json(ask: ServeAsk, decision: ServeDecision, kept: list[ServeChoice], nea
         "binding_limit": limit[0],
         "binding": {"limit": limit[0], "sentence": limit[1]},
         "why": why(ask, decision, kept),
+        "compared": [],
         "nearest": nearest,
         "n_gpus_needed": decision.n_gpus_needed or None,
         "solver": solver(decision, wall_s),
