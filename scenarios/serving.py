@@ -142,9 +142,9 @@ class ServingEngine:
     fast_8bit_cache: bool = False
     ranks_cpu_s: float = 0.0
     quantised_sequence_s: float = 0.0
-    throughput_error_frac: float = 0.11
+    throughput_error_frac: float = 0.08
     ttft_error_frac: float = 0.17
-    tpot_error_frac: float = 0.09
+    tpot_error_frac: float = 0.08
     aliases: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
