@@ -37,6 +37,7 @@ class Door:
         self.late: list[tuple[int, int]] = []
         self.held: list[int] = []
         self.opens = 0
+        self.looked = 0
 
     def arrive(self, request: int, at: int) -> int:
         """When (ps) a request that leaves its client at ``at`` has passed the front end."""
@@ -56,14 +57,26 @@ class Door:
         step = replica.times.step_ps(replica.n, replica.kv + replica.n, []) if replica.n else 0
         ready = base
         if step and self.recipe.poll_steps:
-            steps = max(0, -(-(ready - replica.now) // step))
-            ready = max(ready, replica.now + (steps + (-(replica.k + steps)) % self.recipe.poll_steps) * step)
+            ready = self._poll(ready, step)
         if step and self.recipe.wait_steps:
             ready = self._wait(request, ready, step)
         r.ready[request] = ready
         if ready > base:
             self.late.append((request, base))
         replica.submit(request)
+
+    def _poll(self, ready: int, step: int) -> int:
+        """When a server that polls sees what came at ``ready``: after a step of prompts at once, else so many decodes after its last look.
+
+        Source: SGLang's scheduler_recv_skipper.py, whose counter takes a step of prompts as 1,000.
+        """
+        replica, every = self.replica, self.recipe.poll_steps
+        if replica.last_decode < replica.now:
+            self.looked = replica.k
+            return max(ready, replica.now)
+        steps = replica.k + max(0, -(-(ready - replica.now) // step))
+        self.looked += max(0, -(-(steps - self.looked) // every)) * every
+        return max(ready, replica.now + (self.looked - replica.k) * step)
 
     def let_in(self) -> None:
         """Nothing decodes any more: the scheduler takes whatever has come through the front end."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from roofplan.calibrate.closed_loop import LoopResult, closed_loop
+from roofplan.calibrate.closed_loop import Door, LoopResult, closed_loop
 from roofplan.calibrate.serving_recipes import Recipe
 from roofplan.costmodels.serving_ops import serve_system
 from roofplan.scenarios import registry
@@ -63,6 +64,21 @@ def test_polling_delays_new_requests_by_less_than_one_interval():
     wait, before = polled.first_s - polled.sent_s, eager.first_s - eager.sent_s
     assert wait.max() <= before.max() + 10 * step * 1.05
     assert polled.end_s >= eager.end_s * 0.999
+
+
+def test_a_server_that_polls_looks_after_prompts_and_counts_from_there():
+    """Steps of 10 ps, a look every 7: after a step of prompts at once, then 7 decodes after the last look."""
+    replica = SimpleNamespace(now=60, last_decode=50, k=100, r=None)
+    door = Door(replica, BARE, Recipe(poll_steps=7), 8192)  # type: ignore[arg-type]
+    assert door._poll(55, 10) == 60
+    replica.now = replica.last_decode = 90
+    replica.k = 103
+    assert [door._poll(95, 10), door._poll(130, 10), door._poll(131, 10)] == [130, 130, 200]
+    replica.now, replica.last_decode, replica.k = 230, 200, 114  # another step of prompts
+    assert door._poll(235, 10) == 235
+    replica.now = replica.last_decode = 250
+    replica.k = 116
+    assert door._poll(245, 10) == 300
 
 
 def test_batch_wait_holds_a_prompt_until_time_or_tokens():
