@@ -84,7 +84,8 @@ SPECS = (
         flops=_no_flops,
         moved_bytes=_moved_bytes,
         shapes=grid(num_tokens=(16, 128, 1024, 4096, 16384), vocab_size=(32000, 128256)),
-        checks=({"num_tokens": 7, "vocab_size": 1000}, {"num_tokens": 3, "vocab_size": 9001}, {"num_tokens": 1, "vocab_size": 2}),
+        # one token of a tiny vocabulary may have a loss near 0, whose digits any kernel loses to rounding: hence many
+        checks=({"num_tokens": 7, "vocab_size": 1000}, {"num_tokens": 1, "vocab_size": 9001}, {"num_tokens": 33, "vocab_size": 2}),
         configs=_configs,
     ),
 )
