@@ -30,10 +30,6 @@ def formats(model: str, label: str, weights: str, experts: str) -> tuple[str, st
     return weights, "" if experts == weights else experts
 
 
-SHIPPED = {"deepseek-v3": "fp8", "deepseek-r1": "fp8", "minimax-m2": "fp8"}
-"""Models whose published checkpoint is in 8 bits, for rows that do not say what was run. Source: their model cards."""
-
-
 def dtype_named(*labels: Any, default: str = "bf16") -> str:
     """Weight format of the first label that is given; ``default`` where nothing is said."""
     named = next((str(v) for v in labels if isinstance(v, str) and v), default).lower()

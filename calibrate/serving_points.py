@@ -13,7 +13,7 @@ from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServingEngine, serving_engine
 from . import argonne
 from .serving_disagg import Asked, Split, aic_asked, launched, pools, same_runs, truth_asked
-from .serving_formats import SHIPPED, Unusable, cache_format, dtype_named, formats
+from .serving_formats import Unusable, cache_format, dtype_named, formats
 from .serving_layout import as_launched, node_layout
 from .serving_names import FRAMEWORKS, count, engine_profile, model_name, release_of
 from .serving_recipes import ALWAYS_DATED, Recipe, Run, aiconfigurator, crowded, inferencex, speculated, stated, trtllm_bench
@@ -220,8 +220,9 @@ def _launched(
     return plan, recipe
 
 
-STATIC_SOURCES = ("static", argonne.NAME, "gpt-fast", "MInference")
-"""Sources that run one batch from start to end."""
+PADDED_SOURCES = ("static batching", "gpt-fast", "MInference")
+STATIC_SOURCES = ("static", argonne.NAME, *PADDED_SOURCES)
+"""Sources that run one batch from start to end; padded, its memory is set aside at the start, else an engine admits what fits."""
 GPT_FAST_TOKENS = 200
 """New tokens of gpt-fast's generate.py unless told otherwise."""
 
@@ -255,7 +256,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
     offline = source.startswith("TensorRT-LLM perf-overview v0.15")
     if not load and not offline:
         raise Unusable("neither concurrency nor batch is published")
-    dtype, experts = formats(model, str(row["model"]), dtype_named(row.get("precision"), default=SHIPPED.get(model, "bf16")), "")
+    dtype, experts = formats(model, str(row["model"]), dtype_named(row.get("precision"), default=registry.model(model).weight_dtype), "")
     layout = (tp, dp, ep if (tp * dp) % ep == 0 else 1)
     dated = re.search(r"measured=(\d{4}-\d{2}-\d{2})", str(row.get("notes"))) if "InferenceX" in source else None
     date = dated[1] if dated else "2025-11" if "InferenceX" in source else ""
@@ -268,7 +269,7 @@ def _truth_point(name: str, row: Mapping[str, Any]) -> ServePoint:
         plan = replace(plan, kv_dtype="fp8")
     if argonne.NAME in source:
         plan = argonne.argonne_plan(plan, str(row["framework"]), gpu, model)
-    padded = static and argonne.NAME not in source and plan.engine != "lmdeploy"
+    padded = any(word in source for word in PADDED_SOURCES)
     return ServePoint(
         id=name,
         source=source,

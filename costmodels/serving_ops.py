@@ -44,17 +44,13 @@ def gemm_s(system: ServeSystem, m: Array, n: float, k: float, dtype: str) -> Arr
     """A linear layer. Formats the card cannot multiply are weight-only: 16-bit arithmetic, the weights' own bytes.
 
     Engines that quantise inside the norm or activation before it save the pass that the measured 8- and 4-bit linears hold. Block-scaled
-    products on kernels made for few tokens take at least ``2·m·n·k / (peak · FEW_TOKENS_FRAC)``. Engines whose library was not tuned
-    choose a slow kernel for some numbers of rows; those of 2024 had the library of their time.
+    products on kernels made for few tokens take ``2·m·n·k / (peak · FEW_TOKENS_FRAC)`` or more. ``older_products``: as in 2024.
     """
     roofline, few = system.roofline, system.engine.few_token_products and dtype == "fp8_block"
-    rows = system.engine.slow_rows
     dtype = IN_GRAPH.get(dtype, dtype)
     try:
         system.accelerator.peak_flops_per_s(dtype)
         price = roofline.gemm_s(m, n, k, dtype)
-        if rows:
-            price = np.where((rows[0] <= m) & (m <= rows[1]), system.engine.slow_rows_frac, 1.0) * price
         if system.engine.older_products and weight_bytes(dtype) == 2:
             price = np.maximum(price * older_factor(system.accelerator.arch, m), roofline.gemm_floor_s(m, n, k, dtype))
         if system.engine.fused_quantisation and weight_bytes(dtype) < 2:

@@ -79,10 +79,9 @@ class ServingEngine:
     context, graphs and workspace per GPU; ``memory_utilization_frac`` the part of HBM the engine may use (with ``memory_frac_of_free``:
     the part of what weights and activations leave that its KV cache may use). ``kernel_frac`` is this engine's kernel time over that of
     the measured kernels, ``prefill_attention_frac`` the same of a prompt's attention, ``kernel_gap_s`` what each kernel takes more than
-    those; products of ``slow_rows[0]`` to ``slow_rows[1]`` rows take ``slow_rows_frac`` times as long, and with ``older_products`` all of
-    16 bits what they took in the libraries of 2024. Cards with at least ``large_hbm_bytes``, but for those named in ``small_cards``,
-    start with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all others). ``*_error_frac`` are the median errors of predictions
-    on published serving points that no constant was fitted on.
+    those; with ``older_products`` products of 16 bits take what they took in the libraries of 2024. Cards with at least
+    ``large_hbm_bytes``, but for those named in ``small_cards``, start with ``large_token_budget`` and ``large_max_num_seqs`` (0: as all
+    others). ``*_error_frac`` are the median errors of predictions on published serving points that no constant was fitted on.
     ``fused_quantisation``: norms and activations write 8 and 4 bits themselves. ``limits_of_all_ranks``: its flags for tokens and
     sequences are shared out over the attention data parallel ranks (else each rank has them). ``overlapped``: the host plans a step
     while the one before runs, so it sees what arrives one step later (measured points are replayed so; the simulator's other front ends
@@ -133,8 +132,6 @@ class ServingEngine:
     whole_embedding: bool = False
     stages_in_turn: bool = False
     kernel_gap_s: float = 0.0
-    slow_rows: tuple[int, ...] = ()
-    slow_rows_frac: float = 1.0
     older_products: bool = False
     per_head_elements: float = 0.0
     unsplit_heads: bool = False

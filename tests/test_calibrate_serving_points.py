@@ -173,7 +173,8 @@ def test_a_row_runs_in_the_formats_it_states_or_its_checkpoint_ships_in(tmp_path
 
 def test_the_cache_of_a_static_benchmark_grows_with_its_sequences_where_the_engines_does(tmp_path):
     """TurboMind admits what fits and preempts; a padded static batch would set aside the whole answer."""
-    static = {"source": "a static benchmark", "batch": 32}
-    lmdeploy, padded = truth_points(tmp_path, static | {"framework": "LMDeploy", "version": "0.2.0"}, static)
+    batch = {"source": "a static benchmark", "batch": 32}
+    of_turbomind = batch | {"framework": "LMDeploy", "version": "0.2.0"}
+    lmdeploy, padded = truth_points(tmp_path, of_turbomind, batch | {"source": "a table (static batching)"})
     assert (lmdeploy.plan.policy, padded.plan.policy) == ("", "static")
     assert lmdeploy.static_batch
