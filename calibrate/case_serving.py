@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,12 @@ def decode_tokens_per_s_per_gpu(case: Case) -> float:
 
 def largest_decode_batch(case: Case) -> float:
     """Most sequences per GPU, in steps of one, whose time per token is at most ``tpot_s``."""
-    plan, low, high = _serving(case).deployment.plan, 0, int(case.numbers.get("most", 512))
-    while low < high:
-        middle = (low + high + 1) // 2
-        tried = dataclasses.replace(case, numbers={**case.numbers, "n_decodes": middle * plan.n_gpus})
-        low, high = (middle, high) if decode_step_ms(tried) <= 1e3 * case.numbers["tpot_s"] else (low, middle - 1)
-    return float(low)
+    plan, most = _serving(case).deployment.plan, int(case.numbers.get("most", 512))
+
+    def step_ms(each: int) -> float:
+        return decode_step_ms(dataclasses.replace(case, numbers={**case.numbers, "n_decodes": each * plan.n_gpus}))
+
+    return float(bisect_right(range(1, most + 1), 1e3 * case.numbers["tpot_s"], key=step_ms))
 
 
 def makespan_gain(case: Case) -> float:

@@ -17,9 +17,8 @@ def node_layout(row: Mapping[str, Any], moe: bool) -> tuple[int, int, int]:
     """(tp, attention dp, ep) of a one-node run. Unusable where the columns contradict each other.
 
     Rows with expert parallelism may carry ``tp·ep`` as tp, or ``dp·ep`` as attention dp, and moe_tp = ep (tp 64, ep 8 on eight GPUs;
-    InferenceX's tp 4, ep 2 on two: it always splits experts over all); or
-    the node's width as both tp and attention dp, and their product as ep (tp 4, dp 4, ep 16 on four GPUs): such vLLM runs were launched
-    with --tensor-parallel-size and --enable-expert-parallel alone.
+    InferenceX's tp 4, ep 2 on two: it always splits experts over all); or the node's width as both tp and attention dp, and their product
+    as ep (tp 4, dp 4, ep 16 on four GPUs): such vLLM runs were launched with --tensor-parallel-size and --enable-expert-parallel alone.
     """
     tp, dp = count(row, "tp_size", 1), max(count(row, "attention_dp_size", 1), 1)
     moe_tp, ep = max(count(row, "moe_tp_size", 1), 1), max(count(row, "moe_ep_size", 1), 1)

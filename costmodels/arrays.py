@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,12 @@ CHUNK = 8192
 def as_floats(*values: Reals) -> list[Array]:
     """The values as float64 arrays, so that no product of counts overflows an integer."""
     return [np.asarray(v, dtype=np.float64) for v in values]
+
+
+def as_integers(values: NDArray[np.float64] | NDArray[np.int64]) -> array[int]:
+    """The values as whole numbers of 8 bytes each, which plain Python reads faster one by one than numpy's."""
+    rounded = np.rint(values) if values.dtype.kind == "f" else values
+    return array("q", np.ascontiguousarray(rounded, np.int64).tobytes())
 
 
 def soft_max(a: Array, b: Array, sharpness: float) -> Array:

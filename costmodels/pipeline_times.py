@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan
+from .arrays import as_integers
 from .serving import Reach, step_parts, whole_ps
 from .serving_memory import kv_bytes_per_token
 from .serving_ops import ServeSystem
@@ -49,19 +49,19 @@ class PipelineTimes:
     def whole(self) -> StepTimes:
         """A micro-batch that meets no other, hops left out: every stage in turn, head and host."""
         decode = np.array(self.work.decode) + np.array(self.head) + np.array(self.host)
-        return dataclasses.replace(self.work, decode=array("q", decode.tobytes()))
+        return dataclasses.replace(self.work, decode=as_integers(decode))
 
     def stage(self, i: int) -> StepTimes:
         """What a micro-batch takes of stage ``i`` alone, rounded down."""
         w, n, total = self.work, self.layers[i], sum(self.layers)
         linear, decode, slope, prefill, prefill_slope, own, beside, beside_slope, idle = (
-            array("q", (np.array(table, np.int64) * n // total).tobytes())
+            as_integers(np.array(table, np.int64) * n // total)
             for table in (
                 w.linear, w.decode, w.decode_slope, w.prefill, w.prefill_slope, w.own, w.beside, w.beside_slope, w.idle,
             )
         )  # fmt: skip
         if i in (len(self.layers) - 1, -1):
-            decode = array("q", (np.array(decode) + np.array(self.head)).tobytes())
+            decode = as_integers(np.array(decode) + np.array(self.head))
         return StepTimes(
             linear=linear, decode=decode, decode_slope=slope, prefill=prefill, prefill_slope=prefill_slope, swap=w.swap, ranks=w.ranks,
             own=own, beside=beside, beside_slope=beside_slope, idle=idle,

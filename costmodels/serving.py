@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan
-from .arrays import Array
+from .arrays import Array, as_integers
 from .serving_context import decode_attention_s, prefill_attention_s, spread
 from .serving_layers import layers_s, own_layers_s
 from .serving_memory import kv_bytes_per_token
@@ -215,4 +215,4 @@ def _padded(sizes: Array, graph_tokens: tuple[int, ...]) -> Array:
 
 def whole_ps(seconds: NDArray[np.float64]) -> array[int]:
     """Seconds as whole picoseconds, 8 bytes each."""
-    return array("q", np.rint(seconds * PS).astype(np.int64).tobytes())
+    return as_integers(seconds * PS)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..scenarios import registry
 from ..scenarios.errors import BadInput
@@ -15,7 +13,7 @@ from ..scenarios.model import ModelSpec
 from ..scenarios.serving import EnginePlan
 from ..scenarios.serving_parts import Speculation
 from .acceptance import chain_tokens
-from .arrays import Array, Reals
+from .arrays import Array, Reals, as_integers
 from .serving import Reach, decode_secant, step_times
 from .serving_context import spread
 from .serving_layers import layers_s
@@ -95,20 +93,20 @@ def verify_times(model: ModelSpec, plan: EnginePlan, system: ServeSystem, reach:
         draft = None
         pass_fixed = np.rint(spec.draft_frac * (_graphed(model, plan, system, reach, times, wide) + np.array(times.decode)))
         pass_kv = np.rint(spec.draft_frac * np.array(times.decode_slope))
-    layers = [_ints(_graphed(model, plan, system, reach, times, 1))]
+    layers: list[Sequence[int]] = [as_integers(_graphed(model, plan, system, reach, times, 1))]
     fixed, per_kv = [times.decode], [times.decode_slope]
     base = _check_s(model, plan, system, reach, 1)
     least_fixed, least_slope = np.zeros(len(seqs)), np.zeros(len(seqs))
     for gamma in range(1, most_draft_tokens(spec) + 1):
         q = query_tokens(spec, gamma)
-        layers.append(_ints(np.maximum(_graphed(model, plan, system, reach, times, q), layers[-1])))
+        layers.append(as_integers(np.maximum(_graphed(model, plan, system, reach, times, q), layers[-1])))
         start, slope = _check_s(model, plan, system, reach, q)
         least_fixed = np.maximum(least_fixed, start - base[0])
         least_slope = np.maximum(least_slope, slope - base[1])
         more, steeper = np.rint(least_fixed * PS), np.rint(least_slope * PS)
         more[0] = steeper[0] = 0.0
-        fixed.append(_ints(times.decode + more + gamma * np.where(seqs > 0, pass_fixed, 0)))
-        per_kv.append(_ints(times.decode_slope + steeper + gamma * pass_kv))
+        fixed.append(as_integers(times.decode + more + gamma * np.where(seqs > 0, pass_fixed, 0)))
+        per_kv.append(as_integers(times.decode_slope + steeper + gamma * pass_kv))
     prompts = _with_draft_prompts(times, draft, spec.draft_frac)
     return VerifyTimes(times=prompts, layers=layers, fixed=fixed, per_kv=per_kv, width=query_tokens(spec, 1) - 1)
 
@@ -150,7 +148,7 @@ def _with_draft_prompts(times: StepTimes, draft: StepTimes | None, draft_frac: f
         after = np.rint(draft_frac * np.array(times.prefill_slope))
     else:
         start, after = np.array(draft.linear[:chunks]) + np.array(draft.prefill), np.array(draft.prefill_slope)
-    return replace(times, prefill=_ints(times.prefill + start), prefill_slope=_ints(times.prefill_slope + after))
+    return replace(times, prefill=as_integers(times.prefill + start), prefill_slope=as_integers(times.prefill_slope + after))
 
 
 def memory_with_draft(memory: ServeMemory, plan: EnginePlan, block_tokens: int) -> ServeMemory:
@@ -203,7 +201,3 @@ def gamma_table(verify: VerifyTimes, speculation: Speculation, max_seqs: int, kv
             rows.pop()
         rows.append((at + 1, chosen))
     return tuple(rows)
-
-
-def _ints(values: NDArray[np.float64]) -> Sequence[int]:
-    return array("q", np.rint(values).astype(np.int64).tobytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from ..scenarios.errors import BadInput
@@ -57,11 +58,8 @@ def best_batch(
 
     if batch:
         return (batch, seconds(batch)) if batch <= room else (0, float("inf"))
-    low, high = 0, min(top, room) // ranks
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if seconds(middle * ranks) <= tpot_s else (low, middle - 1)
-    return (low * ranks, seconds(low * ranks)) if low else (0, float("inf"))
+    n = ranks * bisect_right(range(1, min(top, room) // ranks + 1), tpot_s, key=lambda each: seconds(each * ranks))
+    return (n, seconds(n)) if n else (0, float("inf"))
 
 
 def choose_split(

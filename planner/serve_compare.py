@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -23,13 +24,14 @@ from .serve_ask import ServeAsk, own_rate_per_s
 from .serve_bound import ATTAIN_FRAC
 from .serve_judge import Seen, judge
 from .serve_kinds import Candidate, Kind
-from .serve_play import RATE_STEP, Player
+from .serve_play import FIRST_JUMP, Player
+from .serve_rates import RATE_STEP, highest, level_from, rate
 from .serve_search import ServeChoice, ServeDecision
 
 SM_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8)
 """Shares of the SMs that prefill may have."""
 ROUTERS = ("round-robin", "least-outstanding", "kv-aware", "cache-aware")
-SAMPLED, LEAST_FRAC = 500, 0.7
+SAMPLED, LEAST_FRAC, MOST_STEPS = 500, 0.7, 600
 MOST_LAYOUTS, MOST_SPLIT_NODES, MOST_REQUESTS, MOST_ARRIVALS = 3, 4, 6000, 20_000
 TARGETS = (0.4, 0.6, 0.8, 1.0)
 """Requests outstanding at which a replica is full, as parts of those under way at its goodput."""
@@ -126,17 +128,9 @@ def _plain_layouts(ask: ServeAsk, decision: ServeDecision) -> list[tuple[EngineP
 
 def _edge(seen: Callable[[float], Seen], at_least: float) -> float:
     """The highest rate carried on the grid, from ``at_least`` on; 0 if that is not."""
-    low = math.ceil(math.log(at_least) / math.log(RATE_STEP) - 1e-9)
-    if seen(RATE_STEP**low).failed:
-        return 0.0
-    jump = 4
-    while not seen(RATE_STEP ** (low + jump)).failed and jump < 512:
-        low, jump = low + jump, 2 * jump
-    high = low + jump
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if seen(RATE_STEP**middle).failed else (middle, high)
-    return RATE_STEP**low
+    first = level_from(at_least)
+    found = highest(lambda at: seen(rate(at)).failed, first, first - 1, first + MOST_STEPS, FIRST_JUMP)
+    return rate(found) if found >= first else 0.0
 
 
 def afd(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice) -> Compared:
@@ -173,11 +167,13 @@ def _decoded_per_gpu(kind: Kind, context_tokens: int, tpot_s: float) -> float:
     times, limits = kind.model.times, kind.model.limits
     if not isinstance(times, StepTimes):
         return 0.0
-    low, high = 0, min(limits.max_seqs, limits.blocks * limits.block_tokens // context_tokens)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if times.step_ps(middle, middle * context_tokens, []) <= tpot_s * PS else (low, middle - 1)
-    return low / (times.step_ps(low, low * context_tokens, []) / PS) / kind.plan.n_gpus if low else 0.0
+    most = min(limits.max_seqs, limits.blocks * limits.block_tokens // context_tokens)
+
+    def seconds(n: int) -> float:
+        return times.step_ps(n, n * context_tokens, []) / PS
+
+    n = bisect_right(range(1, most + 1), tpot_s, key=seconds)
+    return n / seconds(n) / kind.plan.n_gpus if n else 0.0
 
 
 def router(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice) -> Compared:
@@ -261,8 +257,7 @@ def autoscale(ask: ServeAsk, decision: ServeDecision, winner: ServeChoice) -> Co
     return Compared(
         name="autoscale", gain_frac=saved, deployable=True,
         sentence=f"autoscaled from {low} to {most} replicas at {target} requests each: {show_number(-cost_s / 3600, 4)} GPU-hours against "
-        f"{hours}, "
-        f"{saved:.1%} saved within the same promises",
+        f"{hours}, {saved:.1%} saved within the same promises",
     )  # fmt: skip
 
 

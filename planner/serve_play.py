@@ -17,17 +17,16 @@ from ..sim.serving_metrics import saturation
 from .serve_ask import ServeAsk
 from .serve_judge import WARM_FRAC, Seen, judge
 from .serve_kinds import Candidate
+from .serve_rates import RATE_STEP, highest, level, level_from, rate
 from .serve_sketch import is_pipeline, quick, sketch
 
-RATE_STEP = 1.01
-"""Rates are tried on a grid of powers of this, so that equal questions find equal rates."""
 LOWEST_FRAC = 0.01
 """A candidate that carries less than this part of its bound keeps no promise worth having."""
 MIN_REQUESTS, MAX_REQUESTS = 300, 6000
 LIFETIMES, LOADED = 5.0, 6.0
+"""Requests of a run: this many times those under way, which stay six times as long as on an idle replica, or what promises allow."""
 FILLS = 3.0
 """A queue only grows once seats or KV are full: a run that fills them three times shows it."""
-"""Requests of a run: this many times those under way, which stay six times as long as on an idle replica, or what promises allow."""
 FIRST_JUMP, LIKELY_FRAC = 4, 0.8
 """First step of the search in rate (in powers of RATE_STEP), and where in a bound it starts without a hint."""
 CONFIRM_STEPS = 100
@@ -74,28 +73,22 @@ class Player:
     def carried(self, candidate: Candidate, copies: int, at_least: float = 0.0, hint: float = 0.0) -> Played:
         """The highest rate one replica or group carries, up to its bound; given up at once if it does not carry ``at_least``.
 
-        Steps away from the first rate tried (``at_least``, else ``hint``) double until one is carried and one is not; then bisection.
+        The first rate tried is ``at_least``, else ``hint``.
         """
-        top, upper = _level(candidate.bound_per_s), candidate.bound_per_s
+        top, runs = level(candidate.bound_per_s), dict[int, Seen]()
+        first = level_from(at_least or hint or LIKELY_FRAC * candidate.bound_per_s)
         bottom = top - round(-math.log(LOWEST_FRAC) / math.log(RATE_STEP))
-        low, high, best, worst, jump = bottom, top + 1, None, None, FIRST_JUMP
-        first = at_least or hint or LIKELY_FRAC * candidate.bound_per_s
-        probe = max(min(math.ceil(_level_exact(first)), top), low + 1)
-        while high - low > 1:
-            seen = self.seen(candidate, copies, RATE_STEP**probe)
-            if seen.failed:
-                high, worst, upper = probe, seen, min(upper, RATE_STEP**probe)
-                if best is None and at_least:
-                    break
-            else:
-                low, best = probe, seen
-            if best and worst:
-                probe = (low + high) // 2
-            else:
-                probe = min(low + jump, top) if best else max(high - jump, low + 1)
-                jump *= 2
+        first = max(min(first, top), bottom + 1)
+
+        def failed(at: int) -> str:
+            runs[at] = self.seen(candidate, copies, rate(at))
+            return runs[at].failed
+
+        found = highest(failed, first, first - 1 if at_least else bottom, top + 1, FIRST_JUMP)
+        best, worst = runs.get(found), runs.get(found + 1)
+        upper = best.rate_per_s if best else min(candidate.bound_per_s, rate(found + 1))
         return Played(
-            candidate=candidate, goodput_per_s=best.rate_per_s if best else 0.0, upper_per_s=upper if best is None else best.rate_per_s,
+            candidate=candidate, goodput_per_s=best.rate_per_s if best else 0.0, upper_per_s=upper,
             seen=best, limit=worst.failed if worst else "capacity", memory=candidate.serve.model.memory,
             confirmed=not quick(candidate, self.ask.context_tokens),
         )  # fmt: skip
@@ -103,29 +96,25 @@ class Player:
     def confirmed(self, played: Played, copies: int, at_least: float = 0.0, fall: int = 0) -> Played:
         """A quick play's goodput in the full simulator: the highest rate at or under it that is carried there, if ``at_least`` is.
 
-        The first rate tried is ``fall`` steps down; steps away from it double until one is carried and one is not, then bisection.
+        The first rate tried is ``fall`` steps down.
         Pipelines whose passes would take too long to play are taken at their quick play's word.
         """
-        candidate, level = played.candidate, _level(played.goodput_per_s)
+        candidate, top = played.candidate, level(played.goodput_per_s)
         played = replace(played, confirmed=True, quick_per_s=played.goodput_per_s)
         if self._passes(candidate, played.goodput_per_s) > MAX_PASSES:
             return played
-        most = min(level - math.ceil(_level_exact(at_least)), CONFIRM_STEPS) if at_least else CONFIRM_STEPS
-        fails, carries, down, jump, limit, best = -1, most + 1, min(fall, most), 1, played.limit, None
-        while fails < down < carries:
-            seen = self.seen(candidate, copies, RATE_STEP ** (level - down), full=True)
-            if seen.failed:
-                limit, fails = seen.failed, down
-            else:
-                best, carries = seen, down
-            if best and (fails >= 0 or carries - jump <= 0):
-                down = (fails + carries) // 2
-            else:
-                down = down - jump if best else min(down + jump, most)
-                jump *= 2
+        most = min(top - level_from(at_least), CONFIRM_STEPS) if at_least else CONFIRM_STEPS
+        runs: dict[int, Seen] = {}
+
+        def failed(at: int) -> str:
+            runs[at] = self.seen(candidate, copies, rate(at), full=True)
+            return runs[at].failed
+
+        found = highest(failed, top - min(fall, most), top - most - 1, top + 1)
+        best, worst = runs.get(found), runs.get(found + 1)
+        limit = worst.failed if worst else played.limit
         if best is None:
-            upper = min(played.upper_per_s, RATE_STEP ** (level - max(fails, 0)))
-            return replace(played, goodput_per_s=0.0, upper_per_s=upper, seen=None, limit=limit)
+            return replace(played, goodput_per_s=0.0, upper_per_s=min(played.upper_per_s, rate(found + 1)), seen=None, limit=limit)
         return replace(played, goodput_per_s=best.rate_per_s, upper_per_s=best.rate_per_s, seen=best, limit=limit)
 
     def settled(self, played: Played, copies: int) -> Played:
@@ -134,31 +123,28 @@ class Player:
         What only the quick play sees is tried as many steps higher as the full simulator was lower. Without a promise that binds, what
         arrives beyond what ends is taken off: the mean of ``finished_frac`` over the other draws, whose runs are then twice as long.
         """
-        candidate, level, seen = played.candidate, _level(played.goodput_per_s), played.seen
+        candidate, top, seen = played.candidate, level(played.goodput_per_s), played.seen
         if seen is None or self.ask.keep_arrivals:
             return played
-        above = steps_between(played.goodput_per_s, played.quick_per_s) if played.quick_per_s else 0
-        edges, ended, longer = [level], [], 2 if played.limit == "capacity" else 1
+        above = level(played.quick_per_s) - top if played.quick_per_s else 0
+        edges, ended, longer = [top], [], 2 if played.limit == "capacity" else 1
         for draw in range(1, DRAWS):
-            down, jump, fails, best = 0, 1, -1, None
-            carries = MOST_FALL
-            while fails < down < carries:
-                run = self.seen(candidate, copies, RATE_STEP ** (level + above - down), draw=draw, longer=longer)
-                if run.failed:
-                    fails, down = down, (min(down + jump, MOST_FALL - 1) if best is None else (down + carries) // 2)
-                    jump *= 2
-                else:
-                    best, carries, down = run, down, (fails + down) // 2
-            edges.append(level - carries)
-            ended += [best.finished_frac] if best else []
-        most = sorted(edges)[1] if len(edges) > 1 else level
+            runs: dict[int, Seen] = {}
+
+            def failed(at: int, draw: int = draw, runs: dict[int, Seen] = runs) -> str:
+                runs[at] = self.seen(candidate, copies, rate(at + above), draw=draw, longer=longer)
+                return runs[at].failed
+
+            edges.append(highest(failed, top, top - MOST_FALL, top + 1))
+            ended += [runs[edges[-1]].finished_frac] if edges[-1] in runs else []
+        most = sorted(edges)[1] if len(edges) > 1 else top
         if longer > 1 and ended and (mean := sum(ended) / len(ended)) < ENDED_FRAC:
-            most = min(most, level + math.floor(math.log(mean) / math.log(RATE_STEP)))
-        drawn = tuple(RATE_STEP**edge for edge in edges)
-        if most == level:
+            most = min(most, top + math.floor(math.log(mean) / math.log(RATE_STEP)))
+        drawn = tuple(map(rate, edges))
+        if most == top:
             return replace(played, drawn_per_s=drawn)
-        seen = self.seen(candidate, copies, RATE_STEP**most, full=self._passes(candidate, played.goodput_per_s) <= MAX_PASSES)
-        return replace(played, goodput_per_s=RATE_STEP**most, seen=replace(seen, failed=""), drawn_per_s=drawn)
+        seen = self.seen(candidate, copies, rate(most), full=self._passes(candidate, played.goodput_per_s) <= MAX_PASSES)
+        return replace(played, goodput_per_s=rate(most), seen=replace(seen, failed=""), drawn_per_s=drawn)
 
     def seen(self, candidate: Candidate, copies: int, rate_per_s: float, *, full: bool = False, draw: int = 0, longer: int = 1) -> Seen:
         """One run at this rate; ``copies`` such candidates share the trace, each taking every so many-th request.
@@ -252,17 +238,3 @@ def is_stepped(candidate: Candidate) -> bool:
     """Whether the full simulator plays every step of some replica."""
     plans = [kind.plan for kind in (candidate.prefill, candidate.serve) if kind is not None]
     return any(plan.speculation is not None or plan.pp > 1 for plan in plans)
-
-
-def _level_exact(rate_per_s: float) -> float:
-    return math.log(rate_per_s) / math.log(RATE_STEP) - 1e-9
-
-
-def _level(rate_per_s: float) -> int:
-    """The highest grid rate not above this one."""
-    return math.floor(math.log(rate_per_s) / math.log(RATE_STEP) + 1e-9)
-
-
-def steps_between(low_per_s: float, high_per_s: float) -> int:
-    """Steps of the grid from one rate up to another."""
-    return _level(high_per_s) - _level(low_per_s)

@@ -9,7 +9,8 @@ from ..scenarios.units import show_number
 from .serve_ask import ServeAsk
 from .serve_fleet import Fleet, Part, fewest_gpus, most_carried
 from .serve_kinds import Candidate
-from .serve_play import Played, Player, is_stepped, steps_between
+from .serve_play import Played, Player, is_stepped
+from .serve_rates import level
 from .serve_space import describe
 
 MAX_SPENT = 600_000
@@ -76,7 +77,7 @@ class Race:
                 self._note(i, full)
                 if full.goodput_per_s < quick.goodput_per_s:
                     fell = True
-                    self._falls[kind] = steps_between(full.goodput_per_s, quick.goodput_per_s) if full.goodput_per_s else 0
+                    self._falls[kind] = level(quick.goodput_per_s) - level(full.goodput_per_s) if full.goodput_per_s else 0
         return fell
 
     def settle(self) -> None:

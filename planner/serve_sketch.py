@@ -5,11 +5,11 @@ Winners are played in full.
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import replace
 
 import numpy as np
 
+from ..costmodels.arrays import as_integers
 from ..costmodels.pipeline_times import PipelineTimes
 from ..costmodels.serving_ops import ServeSystem
 from ..costmodels.step_times import PS
@@ -48,7 +48,7 @@ def lanes(kind: Kind, tokens: float) -> tuple[ReplicaModel, int]:
     whole = times.whole
     fresh = np.array(whole.prefill)
     longer = np.maximum(np.array(whole.linear)[: len(fresh)] - whole.linear[1], 0) + fresh
-    prefill = array("q", (fresh + longer * (n - 1) // n).tobytes())
+    prefill = as_integers(fresh + longer * (n - 1) // n)
     limits = replace(limits, max_seqs=max(limits.max_seqs // n, 1), blocks=blocks)
     return replace(model, times=replace(whole, prefill=prefill), limits=limits), n
 

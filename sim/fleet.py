@@ -208,7 +208,7 @@ def quiet_until(replica: Replica) -> int:
     steps = (heap[0] >> replica.bits) - replica.k - 1
     if (replica.waiting or replica.landed) and rows < replica.max_seqs:
         return now
-    if n * (2 + (steps + 1) // replica.block) > replica.free and not replica.policy.reserve_output:  # as most_growth
+    if most_growth(replica) > replica.free:
         return now
     fixed, slope = times[0][rows] + times[1][rows], times[2][n]
     at = now + steps * fixed + slope * (steps * replica.kv + n * (steps * (steps + 1) >> 1))

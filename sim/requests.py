@@ -7,6 +7,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
+from ..costmodels.arrays import as_integers
 from ..costmodels.step_times import PS
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import ServeWorkload
@@ -27,9 +28,9 @@ class Requests:
     def __init__(self, work: ServeWorkload, delay_s: float = 0.0) -> None:
         n = len(work)
         self.arrival = _ticks(work.arrival_s)
-        self.ready = _column(np.frombuffer(self.arrival, np.int64) + round(delay_s * PS)) if delay_s else self.arrival[:]
-        self.prompt, self.output = _column(work.prompt_tokens), _column(work.output_tokens)
-        self.priority = _column(work.priority) if len(work.priority) else _filled(n, 0)
+        self.ready = as_integers(np.frombuffer(self.arrival, np.int64) + round(delay_s * PS)) if delay_s else self.arrival[:]
+        self.prompt, self.output = as_integers(work.prompt_tokens), as_integers(work.output_tokens)
+        self.priority = as_integers(work.priority) if len(work.priority) else _filled(n, 0)
         self.first, self.finish, self.end = (_filled(n, -1) for _ in range(3))
         self.cached = _filled(n, 0)
         self.rejected: list[int] = []
@@ -40,17 +41,13 @@ class Requests:
         return len(self.prompt)
 
 
-def _column(values: NDArray[np.int64]) -> array[int]:
-    return array("q", np.ascontiguousarray(values, np.int64).tobytes())
-
-
 def _ticks(seconds: NDArray[np.float64]) -> array[int]:
     if seconds[-1] > MAX_ARRIVAL_S:
         raise BadInput(
             f"the last request arrives after {seconds[-1]:,.0f} s, over the {MAX_ARRIVAL_S:,.0f} s (92 days) of a run; "
             "take fewer requests, or a higher rate"
         )
-    return _column(np.rint(seconds * PS).astype(np.int64))
+    return as_integers(seconds * PS)
 
 
 def _filled(n: int, value: int) -> array[int]:

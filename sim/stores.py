@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
-
-import numpy as np
-
+from ..costmodels.arrays import as_integers
 from ..scenarios.errors import BadInput
 from ..scenarios.serving import EnginePlan, ServeWorkload
 from .kvstore import PrefixCache, PrefixStore, PromptBlocks
@@ -30,7 +27,7 @@ def prefix_stores(
         raise BadInput(f"block={block_tokens} does not divide the trace's hash blocks of {work.block_id_tokens} tokens")
     if len({spec.name for spec in plan.kv_tiers}) < len(plan.kv_tiers):
         raise BadInput(f"KV tiers {', '.join(spec.name for spec in plan.kv_tiers)}: give each a name of its own")
-    ids, starts, prompts = (array("q", c.astype(np.int64).tobytes()) for c in (work.block_ids, work.block_starts, work.prompt_tokens))
+    ids, starts, prompts = map(as_integers, (work.block_ids, work.block_starts, work.prompt_tokens))
     blocks = PromptBlocks(ids, starts, prompts, work.block_id_tokens, block_tokens)
     kind, block_bytes = RadixCache if policy.radix else PrefixCache, kv_bytes_per_token * work.block_id_tokens
     shared = {spec.name: Tier(spec, block_bytes) for spec in plan.kv_tiers if spec.shared}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roofplan.costmodels.arrays import CHUNK, as_floats, in_chunks, soft_max
+from roofplan.costmodels.arrays import CHUNK, as_floats, as_integers, in_chunks, soft_max
 
 
 @settings(derandomize=True, deadline=None)
@@ -25,6 +25,14 @@ def test_soft_max_is_the_power_mean_it_says() -> None:
 def test_integers_become_floats_before_they_overflow() -> None:
     m, n, k = as_floats(np.array([2_000_000], np.int32), np.array([65536], np.int32), np.array([65536], np.int32))
     assert (m * n * k)[0] == 2e6 * 65536**2
+
+
+def test_whole_numbers_round_and_keep_every_bit() -> None:
+    """92 days in picoseconds need more bits than a float has; slices and halves too."""
+    assert list(as_integers(np.array([7.6, 2.5, -0.4]))) == [8, 2, 0]
+    ticks = np.array([7_948_800_000_000_000_001, 3, 5], np.int64)
+    assert list(as_integers(ticks)) == ticks.tolist()
+    assert list(as_integers(ticks[::2])) == [ticks[0], 5]
 
 
 def test_chunks_give_the_whole() -> None:
